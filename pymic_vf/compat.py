@@ -1,0 +1,205 @@
+"""Repairs of PyMIC 0.6.2, one function a gap.
+
+Each takes the PyMIC module that it mends, changes only what crashed or silently failed there, and does nothing where
+the gap is not. The plug-in calls them when PyMIC's modules are imported.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import IO, Any
+
+import torch
+
+from pymic_vf import checkpoint
+from pymic_vf.errors import UserError
+from pymic_vf.files import whole_file
+
+log = logging.getLogger(__name__)
+
+
+class _TorchForAgents(ModuleType):
+    """torch as one PyMIC module sees it: torch itself but for the few functions that a repair puts here."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _torch_of(host: ModuleType) -> ModuleType:
+    if not isinstance(host.torch, _TorchForAgents):
+        host.torch = _TorchForAgents("torch")
+    return host.torch
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+def use_available_device(host: ModuleType) -> None:
+    """PyMIC names ``cuda:N`` literally and cannot run without CUDA: run on the CPU there, and say so.
+
+    Not on Apple's MPS: PyMIC's sliding window multiplies by float64 maps, which MPS does not have.
+    """
+
+    def device(name: Any, *args: Any) -> torch.device:
+        wanted = torch.device(name, *args)
+        if wanted.type != "cuda":
+            return wanted
+        if not torch.cuda.is_available():
+            _say_once("\n*** No CUDA device: running on the CPU, which is very much slower. ***\n")
+            return torch.device("cpu")
+        if (wanted.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"gpus = [{wanted.index}]: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
+            )
+        return wanted
+
+    _torch_of(host).device = device
+
+
+def save_checkpoints_whole(host: ModuleType) -> None:
+    """PyMIC overwrites checkpoints in place, so a kill leaves a torn one: write aside, then rename.
+
+    The same for ``_best.txt`` and ``_latest.txt``, which name the checkpoint to test with.
+    """
+    _torch_of(host).save = checkpoint.save_whole
+    host.open = _open_whole
+
+
+def _open_whole(file: Any, mode: str = "r", *args: Any, **options: Any) -> IO:
+    """`open`, but what is opened for writing anew appears when it is closed."""
+    if "w" not in mode:
+        return builtins.open(file, mode, *args, **options)  # noqa: PTH123 (this stands in for it)
+    writing = whole_file(file)
+    stream = builtins.open(writing.__enter__(), mode, *args, **options)  # noqa: PTH123, SIM115
+    close = stream.close
+
+    def close_and_rename() -> None:
+        if not stream.closed:
+            close()
+            writing.__exit__(None, None, None)
+
+    stream.close = close_and_rename
+    return stream
+
+
+def load_checkpoints_safely(host: ModuleType) -> None:
+    """torch >= 2.6 refuses the numpy scalar in PyMIC's checkpoints: allow that type, keep the protection."""
+    checkpoint.allow_numpy_scalars()
+    _torch_of(host).load = checkpoint.load
+
+
+def allow_no_validation_set(host: ModuleType) -> None:
+    """Without ``valid_csv`` PyMIC reads a ``valid_loader`` that nothing set; its ``validation`` then expects None."""
+    if not hasattr(host.NetRunAgent, "valid_loader"):
+        host.NetRunAgent.valid_loader = None
+
+
+def report_loaded_weights(host: ModuleType) -> None:
+    """PyMIC drops weights that do not fit without a word: log what was loaded and what was not.
+
+    For a network of ours, weights of which nothing fits are an error.
+    """
+    stock: Callable = host.SegmentationAgent.load_pretrained_weights
+
+    @functools.wraps(stock)
+    def load_pretrained_weights(agent: Any, network: Any, pretrained_dict: Mapping, device_ids: list[int]) -> None:
+        net = network.module if len(device_ids) > 1 else network
+        wanted = net.get_parameters_to_load() if hasattr(net, "get_parameters_to_load") else net.state_dict()
+        explain = getattr(net, "explain_mismatch", lambda _name: None)
+        report = checkpoint.compare_weights(pretrained_dict, wanted, explain)
+        source = agent.config["training"].get("ckpt_init_name")
+        level = logging.INFO if not (report.mis_shaped or report.missing) else logging.WARNING
+        log.log(level, report.table(f"Weights of {source} for {type(net).__name__}:"))
+        learned = {name for name, _ in net.named_parameters()}
+        if type(net).__module__.startswith("pymic_vf.") and not learned.intersection(report.loaded):
+            raise UserError(
+                f"ckpt_init_name = {source}: none of its {len(pretrained_dict)} weights fits {type(net).__name__}, "
+                "which would start from random weights; the table above has every name"
+            )
+        stock(agent, network, pretrained_dict, device_ids)
+
+    host.SegmentationAgent.load_pretrained_weights = load_pretrained_weights
+
+
+_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
+
+
+def parse_every_float(host: ModuleType) -> None:
+    """PyMIC reads ``1.5e-3`` and ``1E-3`` as text and fails on ``.5``: read them as numbers."""
+    stock: Callable[[str], bool] = host.is_float
+
+    @functools.wraps(stock)
+    def is_float(text: str) -> bool:
+        try:
+            return bool(_FLOAT.fullmatch(text)) or stock(text)
+        except IndexError:  # '.5' is above; '.x' is a text
+            return False
+
+    host.is_float = is_float
+
+
+def show_user_errors_plainly(_host: ModuleType) -> None:
+    """PyMIC's commands end in a traceback whatever the cause: show a user's mistake as its message alone.
+
+    The exit status stays 1, and the message also goes to the run's log file.
+    """
+    previous = sys.excepthook
+    if getattr(previous, "shows_user_errors", False):
+        return
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not isinstance(error, UserError):
+            previous(kind, error, traceback)
+            return
+        message = f"\nError: {error}"
+        print(message, file=sys.stderr)
+        record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
+
+    excepthook.shows_user_errors = True
+    sys.excepthook = excepthook
+
+
+def explain_missing_checkpoint(host: ModuleType) -> None:
+    """``pymic_test`` before any checkpoint was written ends in a bare FileNotFoundError: say what is missing."""
+    stock: Callable = host.NetRunAgent.get_checkpoint_name
+
+    @functools.wraps(stock)
+    def get_checkpoint_name(agent: Any) -> Any:
+        try:
+            return stock(agent)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"no {Path(error.filename)}: with [testing] ckpt_mode = {agent.config['testing']['ckpt_mode']} "
+                "(0 latest, 1 best) that file names the checkpoint to use, and training has not written it; "
+                "_best exists only after a validation"
+            ) from error
+
+    host.NetRunAgent.get_checkpoint_name = get_checkpoint_name
+
+
+def check_configs_of_our_network(host: ModuleType) -> None:
+    """PyMIC finds a wrong path or a missing key one at a time, by traceback: for ``net_type = PCTNet``, all at once."""
+    stock: Callable = host.SegmentationAgent.create_dataset
+
+    @functools.wraps(stock)
+    def create_dataset(agent: Any) -> None:
+        from pymic_vf.checks import check_supervised  # needs PyMIC's registries, which are complete by now
+
+        own_data = agent.train_set is not None or agent.test_set is not None
+        if agent.config.get("network", {}).get("net_type") == "PCTNet" and not own_data:
+            check_supervised(agent.config, agent.stage)
+        stock(agent)
+
+    host.SegmentationAgent.create_dataset = create_dataset

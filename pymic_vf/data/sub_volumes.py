@@ -1,0 +1,115 @@
+"""Pairs of sub-volumes from two different scans, and the fused sample made of them (Algorithm 1, lines 5 to 15).
+
+Sample k is a function of (seed, k): not of the process that makes it, nor of what was made before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from pymic_vf.data.random_state import ORDER, TRAIN, seeded
+from pymic_vf.data.volume_reader import VolumeReader
+from pymic_vf.errors import UserError
+
+Transform = Callable[[dict], dict]
+
+
+@dataclass(frozen=True)
+class SampleTransforms:
+    """The transforms of a sample: `before` on each sub-volume, `fuse` on the pair, `after` on what it becomes."""
+
+    before: Sequence[Transform]
+    fuse: Transform
+    after: Sequence[Transform]
+
+
+class FusedSamples(Dataset):
+    """Fused samples by number.
+
+    Args:
+        reader: of at least two different scans.
+        crop_size: (D, H, W) of the sub-volumes, in voxels.
+        transforms: see :class:`SampleTransforms`.
+        seed: the run's ``random_seed``.
+        stream: TRAIN or VALID, which have different samples of the same seed.
+        count: the number of samples, for those who ask; any number >= 0 can be had.
+    """
+
+    def __init__(
+        self,
+        reader: VolumeReader,
+        crop_size: Sequence[int],
+        transforms: SampleTransforms,
+        seed: int,
+        stream: int = TRAIN,
+        count: int = 1,
+    ) -> None:
+        self.reader, self.crop_size, self.transforms = reader, tuple(crop_size), transforms
+        self.seed, self.stream, self.count = seed, stream, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Sample `number`: what the last transform leaves of ``image``, ``label`` and ``label_prob``.
+
+        Raises:
+            UserError: a scan that cannot be used, or sub-volume transforms that change a sub-volume's size.
+        """
+        with seeded(self.stream, self.seed, number) as rng:
+            pair = [self._sub_volume(index, rng) for index in self.pair(number, rng)]
+            sample = dict(pair[0], image_foreground=pair[1]["image"])
+            for transform in (self.transforms.fuse, *self.transforms.after):
+                sample = transform(sample)
+        return sample
+
+    def pair(self, number: int, rng: np.random.Generator) -> tuple[int, int]:
+        """The scans of background and foreground: never the same one.
+
+        Every scan is the background of one sample in len(reader) consecutive ones, in an order shuffled anew each
+        time; the foreground is any of the others.
+        """
+        scans = len(self.reader)
+        epoch, place = divmod(number, scans)
+        background = int(_order(scans, self.seed, self.stream, epoch)[place])
+        foreground = int(rng.integers(scans - 1))
+        return background, foreground + (foreground >= background)
+
+    def _sub_volume(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        sample: dict[str, Any] = {"image": self._crop(index, rng)}
+        for transform in self.transforms.before:
+            sample = transform(sample)
+        if sample["image"].shape[1:] != self.crop_size:
+            raise UserError(
+                f"the transforms before VF must leave sub-volumes of VF_crop_size = {list(self.crop_size)}, "
+                f"they leave {list(sample['image'].shape[1:])}"
+            )
+        return sample
+
+    def _crop(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """A crop of uniform place, [C, D, H, W] float32; a volume smaller than the crop is padded by mirroring.
+
+        Mirrored anatomy looks like anatomy, in the pair's other scan as in this one. A constant would give the answer
+        away: where the foreground is a known c, X = alpha c + (1 - alpha) I_b shows alpha without any context, and the
+        border of the padding would show which scan is which.
+        """
+        size = np.asarray(self.reader.shape(index)[1:])
+        crop = np.asarray(self.crop_size)
+        start = rng.integers(np.minimum(size - crop, 0), np.maximum(size - crop, 0), endpoint=True)
+        first, last = np.maximum(start, 0), np.minimum(start + crop, size)
+        voxels = self.reader.read(index, first.tolist(), (last - first).tolist())
+        padding = [(int(a), int(b)) for a, b in zip(first - start, start + crop - last, strict=True)]
+        if any(before or after for before, after in padding):
+            voxels = np.pad(voxels, [(0, 0), *padding], mode="symmetric")
+        return voxels
+
+
+@functools.lru_cache(maxsize=4)
+def _order(scans: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((ORDER, stream, seed, epoch)).permutation(scans)

@@ -1,0 +1,150 @@
+"""How PyMIC, which has no plug-in mechanism, learns our names.
+
+PyMIC's commands import torch, and torch calls every entry point of the group ``torch.backends`` at the end of its own
+import: ours is :func:`autoload`. It puts post-import hooks on a handful of PyMIC modules and returns; nothing of PyMIC
+or of the rest of this package is imported before PyMIC itself is.
+
+The import of torch may itself be caused by a hooked module, which then stands in ``sys.modules`` half made. So every
+hook runs the whole table below, each row once, as soon as the row's module has what it needs; the modules that use the
+registries are hooked too, and by the time that a PyMIC command starts its work every row has had its turn.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """One name in one of PyMIC's registries."""
+
+    module: str
+    registry: str
+    name: str
+    implementation: str  # "module:class", imported when PyMIC's registry is there
+
+    def apply(self, host: ModuleType) -> None:
+        registry = getattr(host, self.registry)
+        implementation = _load(self.implementation)
+        present = registry.setdefault(self.name, implementation)
+        if present is not implementation:
+            log.warning(
+                "pymic_vf: %s.%s already has the name %s (%s); it is left as it is, and pymic_vf's %s is not available",
+                self.module, self.registry, self.name, present, self.implementation,
+            )  # fmt: skip
+
+    @property
+    def attribute(self) -> str:
+        """What the module must have before this row can be applied."""
+        return self.registry
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One function of :mod:`pymic_vf.compat` that mends one gap of one PyMIC module."""
+
+    module: str
+    attribute: str
+    function: str
+
+    def apply(self, host: ModuleType) -> None:
+        getattr(importlib.import_module("pymic_vf.compat"), self.function)(host)
+
+
+REGISTRATIONS = (
+    Registration("pymic.net.net_dict_seg", "SegNetDict", "PCTNet", "pymic_vf.networks.pct_net:PCTNet"),
+    Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.transforms:VolumeFusion"),
+    Registration("pymic.net_run.self_sup", "SelfSupMethodDict", "VF", "pymic_vf.agents:VolumeFusionAgent"),
+)
+# The agents that name "cuda:N" literally and load and save checkpoints, each with what its module defines last:
+# a module that has it is complete.
+AGENTS = (
+    ("pymic.net_run.agent_seg", "SegmentationAgent"),
+    ("pymic.net_run.agent_rec", "ReconstructionAgent"),
+    ("pymic.net_run.agent_cls", "ClassificationAgent"),
+    ("pymic.net_run.self_sup.self_vox2vec", "SelfSupVox2Vec"),
+    ("pymic.net_run.noisy_label.nll_clslsr", "get_confidence_map"),
+)
+REPAIRS = (
+    *(Repair(*agent, "use_available_device") for agent in AGENTS),
+    *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
+    *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
+    Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
+    Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
+    Repair("pymic.util.parse_config", "parse_value_from_string", "parse_every_float"),
+    # the commands are half made when torch, which they import, calls us, and need nothing but to have been started
+    Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),
+    Repair("pymic.net_run.predict", "sys", "show_user_errors_plainly"),
+)
+# Hooked only because they use the registries, which they may have imported half made.
+USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")
+
+_applied: set[Registration | Repair] = set()
+_hooked = False
+
+
+def register() -> None:
+    """Register with PyMIC now, for what is imported of it already, and at its import for the rest. Idempotent.
+
+    Raises:
+        ImportError: ``wrapt``, a declared dependency, is missing.
+    """
+    global _hooked
+    if _hooked:
+        return
+    from wrapt import when_imported
+
+    _hooked = True
+    for module in dict.fromkeys([row.module for row in (*REGISTRATIONS, *REPAIRS)] + list(USERS)):
+        when_imported(module)(_apply_what_is_ready)
+    when_imported("pymic.net_run.agent_abstract")(_apply_at_every_agent)
+
+
+def autoload() -> None:
+    """The entry point that torch calls: :func:`register`, but never an exception into ``import torch``."""
+    try:
+        register()
+    except Exception as error:
+        warnings.warn(f"pymic_vf is installed but not registered with PyMIC: {error!r}", stacklevel=2)
+
+
+def _apply_what_is_ready(_imported: ModuleType) -> None:
+    for row in (*REGISTRATIONS, *REPAIRS):
+        host = sys.modules.get(row.module)
+        if row in _applied or host is None or not hasattr(host, row.attribute):
+            continue
+        _applied.add(row)  # before it is applied: the implementations import PyMIC modules, which run this again
+        try:
+            row.apply(host)
+        except Exception as error:
+            warnings.warn(f"pymic_vf: {row} failed and is left out: {error!r}", stacklevel=2)
+
+
+def _apply_at_every_agent(host: ModuleType) -> None:
+    """A script's very first import may be an agent's module, of which no hook hears when it is complete: look again
+    when an agent is made."""
+    if hasattr(host, "NetRunAgent"):
+        stock = host.NetRunAgent.__init__
+
+        @functools.wraps(stock)
+        def look_again(agent: object, *args: object, **options: object) -> None:
+            _apply_what_is_ready(host)
+            stock(agent, *args, **options)
+
+        host.NetRunAgent.__init__ = look_again
+
+
+def _load(implementation: str) -> Callable:
+    module, name = implementation.split(":")
+    return getattr(importlib.import_module(module), name)
