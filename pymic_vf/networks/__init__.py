@@ -1,0 +1,1 @@
+"""PCT-Net, the network of MIS-FM (section 3.1.4), for PyMIC."""
