@@ -234,7 +234,9 @@ def _check_iterations(training: Section) -> None:
     last = training.integer("iter_max", block, 1)
     if last % block:
         training.wrong("iter_max", f"must be a multiple of iter_valid = {block}, or PyMIC does not save the end")
-    save = training.get("iter_save", last)
+    if "iter_save" not in training:
+        return
+    save = training.get("iter_save")
     if _is_list_of_int(save):
         bad = [at for at in save if at % block]
         if bad or last not in save:

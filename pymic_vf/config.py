@@ -116,12 +116,15 @@ def parse_fusion(dataset: Section, crop_size: Sequence[int]) -> FusionSettings:
     largest = dataset.integers("VF_patch_size_max", paper.patch_size_max, 1)
     if number[0] > number[1]:
         dataset.wrong("VF_patch_number", "must be [fewest, most] with fewest <= most")
-    for axis, low, high, crop in zip(AXES, smallest, largest, crop_size, strict=True):
-        if low > high:
-            dataset.wrong("VF_patch_size_min", f"must not exceed VF_patch_size_max = {list(largest)} ({axis})")
-        if high > crop:
-            dataset.wrong("VF_patch_size_max", f"must not exceed VF_crop_size = {list(crop_size)} ({axis})")
+    if inverted := _axes_above(smallest, largest):
+        dataset.wrong("VF_patch_size_min", f"must not exceed VF_patch_size_max = {list(largest)} ({inverted})")
+    if outside := _axes_above(largest, crop_size):
+        dataset.wrong("VF_patch_size_max", f"must not exceed VF_crop_size = {list(crop_size)} ({outside})")
     return FusionSettings(classes, number, smallest, largest)
+
+
+def _axes_above(sizes: Sequence[int], limits: Sequence[int]) -> str:
+    return ", ".join(axis for axis, size, limit in zip(AXES, sizes, limits, strict=True) if size > limit)
 
 
 def parse_samples(dataset: Section, stage: str = "train") -> SampleSettings:

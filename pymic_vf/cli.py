@@ -1,0 +1,122 @@
+"""The command ``pymic_vf``: phantoms, demo, preview, check; and ``train`` and ``test``, PyMIC's own commands.
+
+``python -m pymic_vf train CFG`` and ``test CFG`` are for those who switch torch's plug-in loading off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pymic_vf._version import __version__
+from pymic_vf.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status, 0 for success, 1 for a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments and arguments[0] in ("train", "test"):
+        return _run_pymic(*arguments)
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"\nError: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pymic_vf", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", _demo, "pretrain, fine-tune, segment and evaluate on phantoms, by PyMIC's commands")
+    demo.add_argument("--out", type=Path, default=Path("vf_demo"), help="a new folder (default: %(default)s)")
+    phantom = command("phantom", _phantom, "make CT-like volumes with labels and csv files")
+    phantom.add_argument("out", type=Path, help="a new folder")
+    phantom.add_argument("--seed", type=int, default=0, help="the same seed, the same voxels (default: %(default)s)")
+    preview = command("preview", _preview, "draw fused samples of your own config and data")
+    preview.add_argument("cfg", type=Path, help="a config for pretraining")
+    preview.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
+    check = command("check", _check, "find what is wrong with a config and its data, without training")
+    check.add_argument("cfg", type=Path, help="any PyMIC config of a network or method of this package")
+    for name in ("train", "test"):  # listed for the help alone, see main
+        commands.add_parser(name, help=f"PyMIC's pymic_{name}, with its arguments")
+    return parser
+
+
+def _run_pymic(command: str, *arguments: str) -> int:
+    import pymic_vf  # noqa: F401  (registers, whether or not torch calls its plug-ins)
+
+    if command == "train":
+        from pymic.net_run.train import main as run
+    else:
+        from pymic.net_run.predict import main as run
+    sys.argv = [f"pymic_{command}", *arguments]
+    run()
+    return 0
+
+
+def read_config(cfg: Path) -> dict[str, dict[str, Any]]:
+    """A config as PyMIC's commands parse it, without the line that they print for each key.
+
+    Raises:
+        UserError: no such file, or one that PyMIC cannot parse.
+    """
+    from pymic.util.parse_config import parse_config, synchronize_config
+
+    if not cfg.is_file():
+        raise UserError(f"{cfg}: there is no such config file")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return synchronize_config(parse_config(argparse.Namespace(cfg=str(cfg))))
+    except Exception as error:
+        raise UserError(f"{cfg}: PyMIC cannot parse this config ({type(error).__name__}: {error})") from error
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from pymic_vf.demo import run_demo
+
+    run_demo(options.out)
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from pymic_vf.data.phantom import write_phantoms
+
+    write_phantoms(options.out, seed=options.seed)
+    print(f"phantoms are in {options.out}")
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from pymic_vf.preview import draw_preview
+
+    draw_preview(read_config(options.cfg), options.sample, options.out)
+    print(f"sample {options.sample} is drawn in {options.out}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from pymic_vf.agents import VolumeFusionAgent
+    from pymic_vf.checks import check_supervised
+
+    config = read_config(options.cfg)
+    if config["dataset"].get("supervise_type") == "self_sup":
+        VolumeFusionAgent(config).create_dataset()
+    else:
+        for stage, section in (("train", "training"), ("test", "testing")):
+            if section in config:
+                check_supervised(config, stage)
+    print(f"{options.cfg}: nothing wrong found")
