@@ -1,0 +1,144 @@
+"""The two pictures show what they are given, and appear whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from pymic_vf import pictures
+from pymic_vf.pictures import ORGAN_COLOURS, dice_per_class, draw_fusion, draw_overlays
+from pymic_vf.volume_fusion import FusionSettings, draw_patches, fuse, paint_labels
+
+SHAPE = (12, 20, 24)
+
+
+def blocks():
+    """Two structures: label 1 in slices 2..5, label 2 in 4..7."""
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[2:6, 2:9, 3:10] = 1
+    truth[4:8, 10:16, 12:20] = 2
+    return truth
+
+
+def share_of(file, colour, tolerance=0.02):
+    """The share of a picture's pixels that have a colour."""
+    pixels = imread(file)[..., :3]
+    return (np.abs(pixels - to_rgb(colour)).max(axis=-1) < tolerance).mean()
+
+
+@pytest.fixture
+def fused():
+    rng = np.random.default_rng(0)
+    background, foreground = rng.normal(size=(2, 1, *SHAPE)).astype(np.float32)
+    settings = FusionSettings(4, (10, 20), (2, 4, 4), (6, 10, 10))
+    label = paint_labels(draw_patches(rng, SHAPE, settings), SHAPE)
+    image = fuse(background, foreground, label, 4)
+    return {
+        "background": background[0],
+        "foreground": foreground[0],
+        "coefficients": label / 4,
+        "fused": image[0],
+        "label": label,
+    }
+
+
+def test_fusion_shows_every_coefficient_in_its_colour(fused, tmp_path):
+    draw_fusion(**fused, classes=4, path=tmp_path / "fused.png")
+    place = pictures._busiest(fused["label"], pictures.AXIAL)
+    shown = np.bincount(fused["label"][place].ravel(), minlength=5) > 0
+    assert shown.sum() > 2
+    for k, colour in enumerate(colormaps["viridis"](np.linspace(0, 1, 5))):
+        # the swatch in the legend is a thousandth of the picture at most, the map a tenth
+        assert share_of(tmp_path / "fused.png", colour) > (0.001 if shown[k] else 0.0002)
+
+
+def test_overlays_show_every_structure_in_its_colour(tmp_path):
+    truth = blocks()
+    image = np.where(truth > 0, 100, 0) + np.random.default_rng(0).normal(0, 5, SHAPE)
+    nothing = np.zeros_like(truth)
+    draw_overlays(image, truth, {"good": truth, "none": nothing}, ["a", "b"], tmp_path / "both.png")
+    draw_overlays(image, truth, {"none": nothing, "none too": nothing}, ["a", "b"], tmp_path / "none.png")
+    for colour in ORGAN_COLOURS[:2]:
+        with_it, without = (share_of(tmp_path / name, colour) for name in ("both.png", "none.png"))
+        assert with_it > 1.1 * without > 0
+    assert share_of(tmp_path / "both.png", ORGAN_COLOURS[2]) == 0
+
+
+@pytest.mark.parametrize(("spacing", "height"), [((1, 1, 1), 12 + 20), ((3, 1, 1), 36 + 20), ((3, 2, 2), 18 + 20)])
+def test_overlays_keep_the_proportions(tmp_path, spacing, height):
+    """The two rows are as high as H and D in mm, where W, in mm, is a panel wide."""
+    truth = blocks()
+    draw_overlays(truth * 1.0, truth, {"x": truth}, ["a", "b"], tmp_path / "x.png", spacing)
+    text = 0.65 + 0.7 + 0.06  # inches over, under and between the panels
+    expected = (text + pictures.PANEL * height / 24) * pictures.DPI
+    assert imread(tmp_path / "x.png").shape[0] == pytest.approx(expected, abs=2)
+
+
+def test_overlays_name_the_dice(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, _: written.append(figure))
+    truth = blocks()
+    half = np.where(truth == 1, 1, 0)
+    draw_overlays(truth * 1.0, truth, {"half": half}, ["a", "b"], tmp_path / "x.png")
+    texts = [text.get_text() for panel in written[0].axes for text in panel.texts]
+    assert texts == ["mean Dice 0.500", "1.000", "0.000"]
+
+
+@pytest.mark.parametrize("truth", [np.zeros(SHAPE, np.uint8), np.ones(SHAPE, np.uint8)])
+def test_overlays_of_nothing_and_of_everything(tmp_path, truth):
+    draw_overlays(np.zeros(SHAPE), truth, {"x": truth}, ["a"], tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 0
+
+
+def test_slices_are_those_that_show_most():
+    assert pictures._fullest(blocks(), pictures.AXIAL, 2) == 4  # the first that cuts both
+    label = np.zeros(SHAPE, np.uint8)
+    label[3, 4:8, 4:8] = 2
+    label[7:9] = np.arange(24) % 2  # stripes
+    assert pictures._busiest(label, pictures.AXIAL) == 7
+
+
+def test_coronal_slices_have_the_head_on_top():
+    volume = np.arange(24).reshape(2, 3, 4)
+    np.testing.assert_array_equal(pictures._view(volume, pictures.CORONAL, 1), volume[[1, 0], 1])
+
+
+def test_dice():
+    truth, other = np.array([[[0, 1, 1, 2]]]), np.array([[[1, 1, 0, 2]]])
+    np.testing.assert_allclose(dice_per_class(truth, other, 3), [0.5, 1, np.nan])
+    assert dice_per_class(truth, np.zeros_like(truth), 1)[0] == 0
+
+
+def test_shapes_that_differ_are_named(fused, tmp_path):
+    with pytest.raises(ValueError, match=r"one shape, got .*'truth': \(12, 20, 23\)"):
+        draw_overlays(np.zeros(SHAPE), np.zeros(SHAPE)[..., 1:], {}, [], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="one shape"):
+        draw_fusion(**{**fused, "label": fused["label"][None]}, classes=4, path=tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_leaves_the_old_picture(fused, tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"the old one")
+
+    def half_written(_, name, **__):
+        name.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        draw_fusion(**fused, classes=4, path=path)
+    assert path.read_bytes() == b"the old one"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_pyplot_is_left_alone():
+    code = "import sys, pymic_vf.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
