@@ -5,19 +5,19 @@ import: ours is :func:`autoload`. It puts post-import hooks on a handful of PyMI
 or of the rest of this package is imported before PyMIC itself is.
 
 The import of torch may itself be caused by a hooked module, which then stands in ``sys.modules`` half made. So every
-hook runs the whole table below, each row once, as soon as the row's module has what it needs; the modules that use the
-registries are hooked too, and by the time that a PyMIC command starts its work every row has had its turn.
+hook runs the whole table below, each row once, as soon as the row's module has what it needs; a module in the making is
+watched until it is made; and the modules that use the registries are hooked too.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,11 @@ class Registration:
                 self.module, self.registry, self.name, present, self.implementation,
             )  # fmt: skip
 
-    @property
-    def attribute(self) -> str:
-        """What the module must have before this row can be applied."""
-        return self.registry
+    def is_ready(self, host: ModuleType) -> bool:
+        """Whether the registry is there, and our module not in the middle of its own import."""
+        module, name = self.implementation.split(":")
+        ours = sys.modules.get(module)
+        return hasattr(host, self.registry) and (ours is None or hasattr(ours, name))
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Repair:
     module: str
     attribute: str
     function: str
+
+    def is_ready(self, host: ModuleType) -> bool:
+        """Whether the module has what is to be mended."""
+        return hasattr(host, self.attribute)
 
     def apply(self, host: ModuleType) -> None:
         getattr(importlib.import_module("pymic_vf.compat"), self.function)(host)
@@ -106,9 +111,11 @@ def register() -> None:
     from wrapt import when_imported
 
     _hooked = True
-    for module in dict.fromkeys([row.module for row in (*REGISTRATIONS, *REPAIRS)] + list(USERS)):
+    hosts = [row.module for row in (*REGISTRATIONS, *REPAIRS)]
+    ours = [row.implementation.split(":")[0] for row in REGISTRATIONS]  # whose import may be what imports PyMIC
+    for module in dict.fromkeys((*hosts, *USERS, *ours)):
+        _watch(module)
         when_imported(module)(_apply_what_is_ready)
-    when_imported("pymic.net_run.agent_abstract")(_apply_at_every_agent)
 
 
 def autoload() -> None:
@@ -119,10 +126,10 @@ def autoload() -> None:
         warnings.warn(f"pymic_vf is installed but not registered with PyMIC: {error!r}", stacklevel=2)
 
 
-def _apply_what_is_ready(_imported: ModuleType) -> None:
+def _apply_what_is_ready(_imported: ModuleType | None = None) -> None:
     for row in (*REGISTRATIONS, *REPAIRS):
         host = sys.modules.get(row.module)
-        if row in _applied or host is None or not hasattr(host, row.attribute):
+        if row in _applied or host is None or not row.is_ready(host):
             continue
         _applied.add(row)  # before it is applied: the implementations import PyMIC modules, which run this again
         try:
@@ -131,18 +138,23 @@ def _apply_what_is_ready(_imported: ModuleType) -> None:
             warnings.warn(f"pymic_vf: {row} failed and is left out: {error!r}", stacklevel=2)
 
 
-def _apply_at_every_agent(host: ModuleType) -> None:
-    """A script's very first import may be an agent's module, of which no hook hears when it is complete: look again
-    when an agent is made."""
-    if hasattr(host, "NetRunAgent"):
-        stock = host.NetRunAgent.__init__
+class _SpecInTheMaking(ModuleSpec):
+    """The spec of a module whose import was under way when the hooks were made, which no hook hears of when it ends.
 
-        @functools.wraps(stock)
-        def look_again(agent: object, *args: object, **options: object) -> None:
-            _apply_what_is_ready(host)
-            stock(agent, *args, **options)
+    The import system notes the end on the spec; where a later Python does not, only such a module's row is late.
+    """
 
-        host.NetRunAgent.__init__ = look_again
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            self.__class__ = ModuleSpec
+            _apply_what_is_ready()
+
+
+def _watch(module: str) -> None:
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    if type(spec) is ModuleSpec and getattr(spec, "_initializing", False):
+        spec.__class__ = _SpecInTheMaking
 
 
 def _load(implementation: str) -> Callable:
