@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import h5py
 import numpy as np
@@ -106,28 +107,45 @@ def _channels_first(voxels: np.ndarray, file: Path) -> np.ndarray:
 
 
 def _verify_nifti(file: Path, reader: sitk.ImageFileReader) -> None:
-    """Raise where the file is shorter than its header says or its checksum is wrong.
+    """Raise where a NIfTI file is cut off or damaged, or has NaN or infinite voxels.
 
-    SimpleITK reads a cut-off or damaged NIfTI file without a word and fills in what was in memory.
+    SimpleITK reads all of these without a word: it leaves what was in memory where the file ends, and makes zeros of
+    what is not finite.
     """
     try:
-        values = [int(reader.GetMetaData(f"dim[{axis}]")) for axis in range(1, int(reader.GetMetaData("dim[0]")) + 1)]
-        bits = int(reader.GetMetaData("bitpix"))
-        expected = int(float(reader.GetMetaData("vox_offset"))) + int(np.prod(values)) * bits // 8
+        axes = int(reader.GetMetaData("dim[0]"))
+        count = int(np.prod([int(reader.GetMetaData(f"dim[{axis + 1}]")) for axis in range(axes)]))
+        bits, kind = int(reader.GetMetaData("bitpix")), int(reader.GetMetaData("datatype"))
+        offset = int(float(reader.GetMetaData("vox_offset")))
     except RuntimeError:  # a header that SimpleITK does not pass on, such as Analyze's: nothing to compare with
         return
-    stored = _length_of_gzip(file) if file.suffix.lower() == ".gz" else file.stat().st_size
+    compressed = file.suffix.lower() == ".gz"
+    dtype = {16: "f4", 64: "f8"}.get(kind)
+    if not compressed and dtype is None:
+        stored, bad = file.stat().st_size - offset, 0
+    else:
+        with gzip.open(file, "rb") if compressed else file.open("rb") as content:
+            stored, bad = _read_through(content, offset, dtype)
+    expected = count * bits // 8
     if stored < expected:
-        raise UnusableScanError(f"{file}: cut off, {stored} bytes of the {expected} that its header announces")
+        raise UnusableScanError(f"{file}: cut off, {stored} bytes of voxels where its header announces {expected}")
+    if bad:
+        raise UnusableScanError(f"{file}: {bad} voxels are NaN or infinite")
 
 
-def _length_of_gzip(file: Path) -> int:
-    """The length of what a gzip file holds; reading to its end also compares the checksum."""
-    length = 0
-    with gzip.open(file, "rb") as content:
-        while block := content.read(1 << 22):
-            length += len(block)
-    return length
+def _read_through(content: IO[bytes], offset: int, dtype: str | None) -> tuple[int, int]:
+    """The bytes of voxels in an open NIfTI file, and how many voxels are not finite if they are of float type `dtype`.
+
+    Reading a gzip file to its end also compares its checksum.
+    """
+    order = "<" if content.read(offset)[:4] == (348).to_bytes(4, "little") else ">"
+    stored = bad = 0
+    while block := content.read(1 << 22):
+        stored += len(block)
+        if dtype is not None:
+            voxels = np.frombuffer(block, order + dtype, count=len(block) // int(dtype[1:]))
+            bad += voxels.size - int(np.isfinite(voxels).sum())
+    return stored, bad
 
 
 def _reason(error: Exception) -> str:
