@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 KEY = "sliding_window_inferer"
 CHOICES = ("stock", "fast")
-PYMIC_KEYS = ("sliding_window_enable", "sliding_window_size", "sliding_window_stride", "sliding_window_batch")
 SIGMA = 1 / 8  # of the Gaussian, in windows; PyMIC's value
 # Windows a call where sliding_window_batch is not given. Two would do on the CPU, where torch runs many 3D convolutions
 # of a single small window several times slower (they miss oneDNN); a GPU has more to fill.
@@ -110,9 +109,9 @@ def parse_inference(
 ) -> InferenceSettings | None:
     """As :func:`inferer_for`, but only the settings, with the mistakes added to a list."""
     testing = Section(config.get("testing", {}), "testing", mistakes)
-    for key in testing.values:
-        if key != KEY and did_you_mean(key, [KEY]) and key not in PYMIC_KEYS:
-            mistakes.append(f"[testing] {key}: there is no such key{did_you_mean(key, [KEY])}; it would be ignored")
+    for key, value in testing.values.items():
+        if key != KEY and key.startswith("sliding") and value in CHOICES:
+            testing.wrong(key, f"is no key and would be ignored{did_you_mean(key, [KEY])}")
     choice = testing.get(KEY, "stock")
     if choice not in CHOICES:
         testing.wrong(KEY, f"must be one of {', '.join(CHOICES)}{did_you_mean(choice, CHOICES)}")
