@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pymic_vf import checkpoint
+from pymic_vf.errors import UserError
+
+
+def test_numpy_scalars_load_and_other_types_do_not(tmp_path: Path):
+    checkpoint.allow_numpy_scalars()
+    for scalar in (np.float32(0.25), np.float64(0.75)):
+        torch.save({"valid_pred": scalar, "model_state_dict": {}}, tmp_path / "a.pt")
+        assert checkpoint.load(tmp_path / "a.pt", map_location="cpu")["valid_pred"] == scalar
+    torch.save({"model_state_dict": {}, "extra": Path("x")}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match=r"b\.pt: not a checkpoint that can be loaded \(.*[Ww]eights"):
+        checkpoint.load(tmp_path / "b.pt")
+
+
+def test_bare_state_dict_is_taken(tmp_path: Path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "a.pt")
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    assert loaded["model_state_dict"]["weight"].tolist() == [1, 1]
+    with pytest.raises(UserError, match=r"has no 'optimizer_state_dict' \(which resuming \(ckpt_init_mode = 1\) needs"):
+        loaded["optimizer_state_dict"]
+
+
+def test_absolute_name_behind_ckpt_dir(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    torch.save({"model_state_dict": {}}, path)
+    assert checkpoint.find_checkpoint(f"model/run/{path}") == path
+
+
+def test_missing_cut_off_and_wrong_files_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no checkpoint model/gone\.pt"):
+        checkpoint.load("model/gone.pt")
+    torch.save({"model_state_dict": {"w": torch.ones(1000)}}, tmp_path / "a.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:500])
+    with pytest.raises(UserError, match=r"cut\.pt: not a checkpoint"):
+        checkpoint.load(tmp_path / "cut.pt")
+    torch.save([1], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="this file holds a list"):
+        checkpoint.load(tmp_path / "list.pt")
+
+
+class KillsItsPickler:
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    checkpoint.save_whole({"model_state_dict": {"w": torch.ones(3)}}, path)
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import torch; from test_checkpoint import KillsItsPickler; from pymic_vf.checkpoint import save_whole\n"
+        f"save_whole([torch.zeros(10), KillsItsPickler()], {str(path)!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert checkpoint.load(path)["model_state_dict"]["w"].tolist() == [1, 1, 1]
+
+
+def test_report_names_what_was_not_loaded():
+    given = {"a": torch.ones(2), "b": torch.ones(3), "x.0.p": torch.ones(1), "x.0.q": torch.ones(1), "y": torch.ones(1)}
+    wanted = {"a": torch.zeros(2), "b": torch.zeros(4), "c": torch.zeros(1)}
+    report = checkpoint.compare_weights(given, wanted, lambda n: "of another mode" if n.startswith("x") else None)
+    assert report.loaded == ["a"]
+    assert report.mis_shaped == ["b: (3,) in the file, (4,) in the network"]
+    assert report.missing == ["c"]
+    assert report.unused == ["y", "x.0.* (2 weights) (of another mode)"]
+    lines = report.table("Weights").splitlines()
+    assert [line.split() for line in lines[1:5]] == [
+        ["loaded", "1"],
+        ["mis-shaped", "1"],
+        ["missing", "1"],
+        ["unused", "2"],
+    ]
+    assert "  missing: c" in lines

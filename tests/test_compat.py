@@ -1,0 +1,79 @@
+"""Each repair by what shows its gap; those that take a whole training are in test_chain.py."""
+
+from __future__ import annotations
+
+import pymic.net_run.agent_abstract
+import pymic.net_run.agent_seg as agent_seg
+import pytest
+import torch
+from pymic.util.parse_config import parse_value_from_string
+
+import pymic_vf
+from pymic_vf.errors import UserError
+
+pymic_vf.register()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1.5e-3", 1.5e-3),
+        ("1E-3", 1e-3),
+        (".5", 0.5),
+        ("[.5, 2.5E+1]", [0.5, 25.0]),
+        # as before
+        ("1e-3", 1e-3),
+        ("0.9", 0.9),
+        ("3", 3),
+        ("-3", -3),
+        ("True", True),
+        ("None", None),
+        ("StepLR", "StepLR"),
+        ("../model/a_1.5.pt", "../model/a_1.5.pt"),
+        ("1.2.3", "1.2.3"),
+        (".nii.gz", ".nii.gz"),
+        ("[VF, LabelToProbability]", ["VF", "LabelToProbability"]),
+    ],
+)
+def test_floats(text, value):
+    parsed = parse_value_from_string(text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA has no such gap")
+def test_cpu_where_cuda_is_missing(caplog):
+    from pymic_vf import compat
+
+    compat._say_once.cache_clear()
+    assert agent_seg.torch.device("cuda:0") == torch.device("cpu")
+    assert agent_seg.torch.device("cuda:1") == torch.device("cpu")
+    assert [r.message for r in caplog.records].count(
+        "\n*** No CUDA device: running on the CPU, which is very much slower. ***\n"
+    ) == 1
+
+
+@pytest.mark.cuda
+def test_cuda_where_it_is():
+    assert agent_seg.torch.device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(UserError, match=r"gpus = \[99\]: this machine has \d+ CUDA device"):
+        agent_seg.torch.device("cuda:99")
+
+
+def test_torch_is_otherwise_torch():
+    assert agent_seg.torch.argmax is torch.argmax
+    assert agent_seg.torch.no_grad is torch.no_grad
+
+
+def test_text_files_of_checkpoints_appear_when_closed(tmp_path):
+    path = tmp_path / "a_best.txt"
+    file = agent_seg.open(str(path), "wt")
+    file.write("12")
+    assert not path.exists()
+    file.close()
+    assert path.read_text() == "12"
+    with agent_seg.open(path) as file:
+        assert file.read() == "12"
+
+
+def test_no_validation_set():
+    assert pymic.net_run.agent_abstract.NetRunAgent.valid_loader is None
