@@ -27,7 +27,7 @@ TRAINING_KEYS = {
     "learning_rate": "a number",
     "momentum": "a number, read by SGD and RMSprop",
     "weight_decay": "a number",
-    "lr_scheduler": "such as StepLR, or None",
+    "lr_scheduler": "PyMIC needs one; for a constant rate StepLR with lr_gamma = 1.0",
     "loss_type": "such as [DiceLoss, CrossEntropyLoss]",
     "ckpt_dir": "the folder for checkpoints and logs",
     "iter_max": "the number of iterations",
@@ -203,8 +203,6 @@ def _check_pct_net(network: Section) -> None:
 
 def _check_training(training: Section, dataset: Section) -> None:
     for key, why in TRAINING_KEYS.items():
-        if key == "lr_scheduler" and key in training.values:
-            continue  # None is a choice
         training.require(key, why)
     for key in ("learning_rate", "momentum", "weight_decay"):
         if key in training and not isinstance(training.get(key), (int, float)):

@@ -81,7 +81,7 @@ def test_resuming_goes_on_with_the_stream(run, scans: Path, out: Path, tmp_path:
     """
     network = {"net_type": "UNet", "dimension": 3, "in_chns": 1, "class_num": 5, "feature_chns": [2, 4, 8, 16, 16],
                "dropout": [0, 0, 0, 0, 0], "multiscale_pred": False}  # fmt: skip
-    training = {"deep_supervise": False, "lr_scheduler": "None", "learning_rate": 1e-3}
+    training = {"deep_supervise": False, "lr_step": 100}
 
     def losses(name: str, **more) -> list[str]:
         config = pretraining(scans, tmp_path, training={**training, **more})
