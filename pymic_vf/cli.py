@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     phantom = command("phantom", _phantom, "make CT-like volumes with labels and csv files")
     phantom.add_argument("out", type=Path, help="a new folder")
     phantom.add_argument("--seed", type=int, default=0, help="the same seed, the same voxels (default: %(default)s)")
+    phantom.add_argument("--size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels of a volume")
+    phantom.add_argument("--counts", nargs="+", metavar="PART=N", default=[], help="such as pretrain=40 train=3 test=6")
     preview = command("preview", _preview, "draw fused samples of your own config and data")
     preview.add_argument("cfg", type=Path, help="a config for pretraining")
     preview.add_argument("--out", type=Path, required=True, help="the PNG to write")
@@ -97,8 +99,21 @@ def _demo(options: argparse.Namespace) -> None:
 def _phantom(options: argparse.Namespace) -> None:
     from pymic_vf.data.phantom import write_phantoms
 
-    write_phantoms(options.out, seed=options.seed)
+    given: dict[str, Any] = {"seed": options.seed}
+    if options.size:
+        given["size"] = options.size
+    if options.counts:
+        given["counts"] = _counts(options.counts)
+    write_phantoms(options.out, **given)
     print(f"phantoms are in {options.out}")
+
+
+def _counts(items: Sequence[str]) -> dict[str, int]:
+    pairs = [item.partition("=") for item in items]
+    wrong = [f"{part}{sign}{count}" for part, sign, count in pairs if not (sign and count.isdecimal())]
+    if wrong:
+        raise UserError(f"--counts takes PART=N, N a whole number, got {' '.join(wrong)}")
+    return {part: int(count) for part, _, count in pairs}
 
 
 def _preview(options: argparse.Namespace) -> None:
