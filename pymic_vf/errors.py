@@ -18,7 +18,7 @@ class ConfigError(UserError):
     """
 
     def __init__(self, mistakes: list[str]) -> None:
-        self.mistakes = list(mistakes)
+        self.mistakes = list(dict.fromkeys(mistakes))  # two stages may share a mistake
         count = f"{len(self.mistakes)} mistakes" if len(self.mistakes) > 1 else "a mistake"
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {m}" for m in self.mistakes))
 
