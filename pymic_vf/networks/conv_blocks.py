@@ -6,8 +6,9 @@ convolution, pooling or upsampling that leaves the depth axis alone. Tensors are
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from pymic_vf.networks.norm_act import norm_act
 
 
 def scale_factor(dim: int) -> tuple[int, int, int]:
@@ -21,9 +22,15 @@ def conv(in_chns: int, out_chns: int, dim: int) -> nn.Conv3d:
     return nn.Conv3d(in_chns, out_chns, kernel, padding=padding)
 
 
-def norm_act(chns: int) -> list[nn.Module]:
-    """What precedes every convolution but the first of the network."""
-    return [nn.BatchNorm3d(chns), nn.PReLU()]
+def pre_activated(layer: nn.Module, chns: int) -> list[nn.Module]:
+    """`layer` with what precedes every convolution but the first of the network."""
+    return [nn.BatchNorm3d(chns), nn.PReLU(), layer]
+
+
+def run_pre_activated(layers: nn.Sequential, *parts: Tensor) -> Tensor:
+    """The result of :func:`pre_activated` layers on `parts` side by side along the channels."""
+    norm, act, layer = layers
+    return layer(norm_act(norm, act, *parts))
 
 
 class ConvBlock(nn.Module):
@@ -32,11 +39,14 @@ class ConvBlock(nn.Module):
     def __init__(self, chns: int, dim: int, dropout: float) -> None:
         super().__init__()
         self.conv_conv = nn.Sequential(
-            *norm_act(chns), conv(chns, chns, dim), *norm_act(chns), nn.Dropout(dropout), conv(chns, chns, dim)
+            *pre_activated(conv(chns, chns, dim), chns),
+            *pre_activated(nn.Dropout(dropout), chns),
+            conv(chns, chns, dim),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_conv(x)
+        x = run_pre_activated(self.conv_conv[:3], x)
+        return self.conv_conv[6](run_pre_activated(self.conv_conv[3:6], x))
 
 
 class DownBlock(nn.Module):
@@ -45,10 +55,10 @@ class DownBlock(nn.Module):
     def __init__(self, in_chns: int, out_chns: int, pool_dim: int, conv_dim: int) -> None:
         super().__init__()
         self.pool = nn.MaxPool3d(scale_factor(pool_dim))
-        self.conv = nn.Sequential(*norm_act(in_chns), conv(in_chns, out_chns, conv_dim))
+        self.conv = nn.Sequential(*pre_activated(conv(in_chns, out_chns, conv_dim), in_chns))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.pool(x))
+        return run_pre_activated(self.conv, self.pool(x))
 
 
 class UpBlock(nn.Module):
@@ -57,11 +67,13 @@ class UpBlock(nn.Module):
     def __init__(self, low_chns: int, high_chns: int, dim: int) -> None:
         super().__init__()
         factor = scale_factor(dim)
-        self.up = nn.Sequential(*norm_act(high_chns), nn.ConvTranspose3d(high_chns, low_chns, factor, stride=factor))
-        self.conv = nn.Sequential(*norm_act(2 * low_chns), conv(2 * low_chns, low_chns, dim))
+        self.up = nn.Sequential(
+            *pre_activated(nn.ConvTranspose3d(high_chns, low_chns, factor, stride=factor), high_chns)
+        )
+        self.conv = nn.Sequential(*pre_activated(conv(2 * low_chns, low_chns, dim), 2 * low_chns))
 
     def forward(self, skip: Tensor, high: Tensor) -> Tensor:
-        return self.conv(torch.cat([skip, self.up(high)], dim=1))
+        return run_pre_activated(self.conv, skip, run_pre_activated(self.up, high))
 
 
 class OutConv(nn.Module):
@@ -69,7 +81,7 @@ class OutConv(nn.Module):
 
     def __init__(self, chns: int, class_num: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(*norm_act(chns), nn.Conv3d(chns, class_num, 1))
+        self.conv = nn.Sequential(*pre_activated(nn.Conv3d(chns, class_num, 1), chns))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return run_pre_activated(self.conv, x)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pymic_vf.errors import UserError
 from pymic_vf.networks.conv_blocks import ConvBlock, DownBlock, OutConv, UpBlock, conv
+from pymic_vf.networks.norm_act import scratch_memory
 from pymic_vf.networks.settings import RESOLUTION_MODES, PCTNetSettings, parse_network_settings
 from pymic_vf.networks.window_attention import WindowTransformer
 from pymic_vf.networks.windows import Size, WindowLayout, window_layout
@@ -162,7 +163,8 @@ class PCTNet(nn.Module):
             )
         size = x.shape[2:]
         x = self._pad(x).contiguous(memory_format=torch.channels_last_3d)
-        outputs = self._forward_padded(x, self._layouts(x))
+        with scratch_memory():
+            outputs = self._forward_padded(x, self._layouts(x))
         outputs = [_crop(out, size, stride) for out, stride in zip(outputs, self.settings.strides, strict=False)]
         return outputs if self._multiscale() else outputs[0]
 

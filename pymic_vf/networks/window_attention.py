@@ -6,23 +6,38 @@ MIS-FM, section 3.1.4 (P-MSA and SP-MSA); Swin Transformer (Liu et al. 2021), eq
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from pymic_vf.networks.windows import WindowLayout, from_windows, relative_position_index, to_windows
 
 MLP_RATIO = 4
 DROP_PATH = 0.2
 TABLE_STD = 0.02
+CHUNK = 2**21  # elements of the largest intermediate result of a chunk: 8 MB in float32
+
+
+def by_chunks(function: Callable[..., Tensor], x: Tensor, rows: int, *args: Tensor) -> list[Tensor]:
+    """function(x, *args), on a CPU in chunks of so many rows of `x`, whose intermediate results fit its cache.
+
+    They are then not kept for the backward pass either: to compute them again costs less than new memory for them.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return [function(x, *args)]
+    if torch.is_grad_enabled():
+        return [checkpoint(function, chunk, *args, use_reentrant=False) for chunk in x.split(rows)]
+    return [function(chunk, *args) for chunk in x.split(rows)]
 
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with a learned bias for each relative position.
 
-    Padding tokens are zero before the projection to queries, keys and values, so they are its bias after it: windows
-    are cut behind the projection, which then runs on real voxels only, as does the one at the end.
+    The projection at the end is for real voxels only: windows are put together, and padding left out, before it.
     """
 
     def __init__(self, chns: int, num_heads: int, window: int, dropout: float) -> None:
@@ -36,27 +51,32 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=TABLE_STD)
 
+    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        tokens = self.window**3
+        windows, bias = to_windows(x, layout), self.position_bias()
+        groups = windows.split([group.windows * tokens for group in layout.groups])
+        rows = tokens * max(1, CHUNK // (self.num_heads * tokens**2))
+        outputs = []
+        for group, (_, mask) in zip(groups, layout.groups, strict=True):
+            term = bias if mask is None else bias + mask.to(bias.dtype)
+            outputs += by_chunks(self.attend, group, rows, term[None])
+        windows = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return self.proj_drop(self.proj(from_windows(windows, layout)))
+
     def position_bias(self) -> Tensor:
         """[heads, T, T]."""
         tokens = self.window**3
         rows = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
         return rows.T.reshape(self.num_heads, tokens, tokens)
 
-    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
-        chns, tokens = x.shape[1], self.window**3
-        qkv = to_windows(self.qkv(x), self.qkv.bias, layout)
-        qkv = qkv.view(-1, tokens, 3, self.num_heads, chns // self.num_heads)
-        bias = self.position_bias().to(qkv.dtype)
-        outputs, start = [], 0
-        for count, mask in layout.groups:
-            q, k, v = qkv[start : start + count].permute(2, 0, 3, 1, 4)
-            term = bias if mask is None else bias + mask.to(bias.dtype)
-            drop = self.attn_drop if self.training else 0.0
-            out = scaled_dot_product_attention(q, k, v, attn_mask=term[None], dropout_p=drop)
-            outputs.append(out.transpose(1, 2).reshape(count * tokens, chns))
-            start += count
-        windows = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return self.proj_drop(self.proj(from_windows(windows, layout)))
+    def attend(self, x: Tensor, term: Tensor) -> Tensor:
+        """[windows * T, C] to the same; `term` [1, heads, T, T] is added to the scaled products, in every window."""
+        rows, chns = x.shape
+        heads = self.qkv(x).view(-1, self.window**3, 3, self.num_heads, chns // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        drop = self.attn_drop if self.training else 0.0
+        out = scaled_dot_product_attention(q, k, v, attn_mask=term, dropout_p=drop)
+        return out.transpose(1, 2).reshape(rows, chns)
 
 
 class Mlp(nn.Module):
@@ -70,6 +90,10 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        outputs = by_chunks(self.layers, x, max(1, CHUNK // self.fc1.out_features))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def layers(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 

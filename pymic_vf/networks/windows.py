@@ -125,39 +125,39 @@ class _ToWindows(torch.autograd.Function):
     """One gather each way: as a permutation, its transpose is a gather too, and no sums over indices are needed."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, tokens: Tensor, fill: Tensor, source: Tensor, padding: Tensor, place: Tensor):
-        ctx.save_for_backward(padding, place)
-        windows = tokens.index_select(0, source)
-        if len(padding):
-            windows[padding] = fill.to(windows.dtype)
-        return windows
+    def forward(ctx: FunctionCtx, tokens: Tensor, source: Tensor, padding: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        return _gather(tokens, source, padding)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor):
-        padding, place = ctx.saved_tensors
-        return grad.index_select(0, place), grad.index_select(0, padding).sum(0), None, None, None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        return grad.index_select(0, place), None, None, None
 
 
 class _FromWindows(torch.autograd.Function):
+    """The transpose of :class:`_ToWindows`."""
+
     @staticmethod
-    def forward(ctx: FunctionCtx, windows: Tensor, source: Tensor, padding: Tensor, place: Tensor):
+    def forward(ctx: FunctionCtx, windows: Tensor, source: Tensor, padding: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(source, padding)
         return windows.index_select(0, place)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor):
-        source, padding = ctx.saved_tensors
-        windows = grad.index_select(0, source)
-        if len(padding):
-            windows[padding] = 0
-        return windows, None, None, None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _gather(grad, *ctx.saved_tensors), None, None, None
 
 
-def to_windows(tokens: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-    """[voxels, C] tokens in the order of the volume, as [windows * T, C]; padding gets `fill` [C]."""
-    return _ToWindows.apply(tokens, fill, layout.source, layout.padding, layout.place)
+def _gather(tokens: Tensor, source: Tensor, padding: Tensor) -> Tensor:
+    windows = tokens.index_select(0, source)
+    return windows.index_fill_(0, padding, 0) if len(padding) else windows
+
+
+def to_windows(tokens: Tensor, layout: WindowLayout) -> Tensor:
+    """[voxels, C] tokens in the order of the volume, as [windows * T, C], a new tensor; padding is zero."""
+    return _ToWindows.apply(tokens, layout.source, layout.padding, layout.place)
 
 
 def from_windows(windows: Tensor, layout: WindowLayout) -> Tensor:
