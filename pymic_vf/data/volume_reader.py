@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,30 +36,54 @@ class VolumeTransform:
     Args:
         transforms: PyMIC transform objects, in order.
         channels: how many channels a scan must have; None takes what comes.
+        smallest: (D, H, W), in voxels, of the smallest volume that is of use after the transforms.
     """
 
-    def __init__(self, transforms: Sequence[Callable[[dict], dict]], channels: int | None = None) -> None:
-        self.transforms, self.channels = tuple(transforms), channels
+    def __init__(
+        self,
+        transforms: Sequence[Callable[[dict], dict]],
+        channels: int | None = None,
+        smallest: Sequence[int] = (1, 1, 1),
+    ) -> None:
+        self.transforms, self.channels, self.smallest = tuple(transforms), channels, tuple(smallest)
 
     def load(self, scans: ScanList, index: int) -> np.ndarray:
         """Decode volume `index` and transform it: [C, D, H, W], in the file's type where there is no transform.
 
         Raises:
-            UnusableScanError: the scan cannot be read, or a transform cannot be applied to it or makes NaN of it.
+            UnusableScanError: see :meth:`load_both`.
+        """
+        return self.load_both(scans, index)[0]
+
+    def load_both(self, scans: ScanList, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The volume as :meth:`load` gives it, and the scan's own voxels before the transforms.
+
+        Raises:
+            UnusableScanError: the scan cannot be read, a transform cannot be applied to it or makes NaN of it, or what
+                it leaves is smaller than `smallest` or has the same value everywhere.
         """
         files = scans.files(index)
         scan = read_scan(files, self.channels)
-        if not self.transforms:
-            return scan.voxels
-        try:
-            voxels = self._apply(scan, [str(file) for file in files])
-        except UserError:
-            raise
-        except Exception as error:
-            raise UnusableScanError(f"{files[0]}: volume_transform failed ({type(error).__name__}: {error})") from error
-        if voxels.ndim != 4 or not np.isfinite(voxels).all():
-            raise UnusableScanError(f"{files[0]}: volume_transform leaves NaN, infinite or missing voxels")
-        return voxels
+        voxels = scan.voxels
+        if self.transforms:
+            try:
+                voxels = self._apply(scan, [str(file) for file in files])
+            except UserError:
+                raise
+            except Exception as error:
+                reason = f"volume_transform failed ({type(error).__name__}: {error})"
+                raise UnusableScanError(f"{files[0]}: {reason}") from error
+            if voxels.ndim != 4 or not np.isfinite(voxels).all():
+                raise UnusableScanError(f"{files[0]}: volume_transform leaves NaN, infinite or missing voxels")
+        self._check_use(files[0], voxels)
+        return voxels, scan.voxels
+
+    def _check_use(self, file: Path, voxels: np.ndarray) -> None:
+        size = voxels.shape[1:]
+        if any(n < least for n, least in zip(size, self.smallest, strict=True)):
+            raise UnusableScanError(f"{file}: too small, {list(size)} voxels where {list(self.smallest)} are the least")
+        if voxels.min() == voxels.max():
+            raise UnusableScanError(f"{file}: flat, every voxel is {voxels.flat[0]}")
 
     def _apply(self, scan: Scan, names: list[str]) -> np.ndarray:
         sample: dict[str, Any] = {

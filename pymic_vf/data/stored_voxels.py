@@ -1,0 +1,156 @@
+"""What the cache keeps of a volume: integers, and how they become its float32 voxels again.
+
+Medical scans are whole numbers (HU), and intensity windows and normalisations only give each of them another value.
+So integers are what is stored, as small as the scan itself, in one of three forms:
+
+- whole numbers up to 2^24, all that float32 has exactly: as they are, exact;
+- values that follow from the scan's whole numbers, voxel by voxel (no resampling): the scan's numbers and the table of
+  their values, exact;
+- anything else, such as resampled voxels: 65536 even levels from each channel's smallest to its largest value. The
+  rounding is at most half a level, 1/131070 of the channel's range (0.03 HU for a CT), and float32's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LEVELS = 65535  # the highest level
+RANGES = {np.int16: (-(2**15), 2**15 - 1), np.uint16: (0, 2**16 - 1), np.int32: (-(2**24), 2**24)}
+SLAB_VOXELS = 1 << 22  # worked on at a time, so that temporary arrays stay small
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How stored integers become voxels: by a table, by levels, or as they are where both are None.
+
+    Args:
+        table: float32 [C, n], the value of each stored number in each channel.
+        levels: float32 [C, 2], the value of level 0 and the step.
+    """
+
+    table: np.ndarray | None = None
+    levels: np.ndarray | None = None
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        """float32 [C, d, h, w] of stored integers of that shape; an array of its own."""
+        if self.table is not None:
+            voxels = np.empty(stored.shape, np.float32)
+            for channel, numbers in enumerate(stored):
+                # mode: numpy checks the bounds one by one otherwise, and through a copy
+                np.take(self.table[channel], numbers, mode="clip", out=voxels[channel])
+            return voxels
+        voxels = stored.astype(np.float32)
+        if self.levels is not None:
+            lowest, step = self.levels.T[:, :, None, None, None]
+            voxels *= step
+            voxels += lowest
+        return voxels
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain bytes and shapes, for a file."""
+        arrays = {"table": self.table, "levels": self.levels}
+        return {name: [list(a.shape), a.tobytes()] for name, a in arrays.items() if a is not None}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Coding:
+        return cls(**{name: np.frombuffer(data, np.float32).reshape(shape) for name, (shape, data) in plain.items()})
+
+
+@dataclass(frozen=True)
+class StoredVoxels:
+    """A volume as it is stored.
+
+    Args:
+        numbers: integers, [C, D, H, W].
+        coding: how they become voxels.
+    """
+
+    numbers: np.ndarray
+    coding: Coding
+
+    def read(self, box: tuple[slice, ...]) -> np.ndarray:
+        """The voxels of a box [C, d, h, w] of slices, float32, the caller's own."""
+        return self.coding.decode(self.numbers[box])
+
+
+def encode(voxels: np.ndarray, scan: np.ndarray) -> StoredVoxels:
+    """Choose the smallest form of a volume.
+
+    Args:
+        voxels: [C, D, H, W], finite.
+        scan: the voxels of the file it was made from, of any shape; `voxels` itself where nothing was done to them.
+    """
+    numbers = as_whole_numbers(voxels)
+    if numbers is not None:
+        return StoredVoxels(numbers, Coding())
+    if scan.shape == voxels.shape:
+        source = as_whole_numbers(scan)
+        if source is not None and (stored := _by_table(voxels, source)) is not None:
+            return stored
+    return _by_levels(voxels)
+
+
+def as_whole_numbers(voxels: np.ndarray) -> np.ndarray | None:
+    """The same values as integers of 8, 16 or 32 bits; None where they are not whole or beyond 2^24."""
+    if voxels.dtype.kind == "b":
+        return voxels.view(np.uint8)
+    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize <= 2:
+        return voxels
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    fitting = [dtype for dtype, (first, last) in RANGES.items() if first <= lowest and highest <= last]
+    if not fitting:
+        return None
+    numbers = np.empty(voxels.shape, fitting[0])
+    whole = all(_kept(numbers[slab], voxels[slab]) for slab in _slabs(voxels.shape))
+    return numbers if whole else None
+
+
+def _kept(numbers: np.ndarray, voxels: np.ndarray) -> bool:
+    """Fill in the integers; whether they are the same values."""
+    numbers[...] = voxels.astype(numbers.dtype)
+    return np.array_equal(numbers, voxels)
+
+
+def _by_table(voxels: np.ndarray, source: np.ndarray) -> StoredVoxels | None:
+    """The scan's numbers, counted from its smallest, and the value of each; None where one number has two values."""
+    lowest, highest = int(source.min()), int(source.max())
+    if highest - lowest > LEVELS:
+        return None
+    table = np.zeros((len(voxels), highest - lowest + 1), np.float32)
+    numbers = np.empty(source.shape, np.uint16)
+    # the difference modulo 2^16 is the difference itself, since it is less than that
+    np.subtract(source.astype(np.uint16, copy=False), np.uint16(lowest % 2**16), out=numbers)
+    for slab in _slabs(voxels.shape):
+        table[slab[0].start][numbers[slab]] = voxels[slab]
+    coding = Coding(table=table)
+    for slab in _slabs(voxels.shape):
+        values = np.take(table[slab[0].start], numbers[slab], mode="clip")
+        if not np.array_equal(values, voxels[slab]):
+            return None
+    return StoredVoxels(numbers, coding)
+
+
+def _by_levels(voxels: np.ndarray) -> StoredVoxels:
+    axes = (1, 2, 3)
+    lowest, highest = voxels.min(axis=axes).astype(float), voxels.max(axis=axes).astype(float)
+    # a flat channel has no range; any step will do
+    step = np.where(highest > lowest, (highest - lowest) / LEVELS, 1)
+    numbers = np.empty(voxels.shape, np.uint16)
+    for slab in _slabs(voxels.shape):
+        channel = slab[0].start
+        level = (voxels[slab] - lowest[channel]) / step[channel]
+        numbers[slab] = np.clip(np.rint(level), 0, LEVELS)
+    return StoredVoxels(numbers, Coding(levels=np.stack([lowest, step], axis=1).astype(np.float32)))
+
+
+def _slabs(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    """Pieces of one channel and some slices each, that make up a volume of `shape` [C, D, H, W]."""
+    depth = max(1, SLAB_VOXELS // (shape[2] * shape[3]))
+    return [
+        (slice(channel, channel + 1), slice(first, first + depth))
+        for channel in range(shape[0])
+        for first in range(0, shape[1], depth)
+    ]

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+
+from pymic_vf.data import volume_store
+from pymic_vf.data.cache_folder import CacheFolder
+from pymic_vf.data.scan import UnusableScanError
+from pymic_vf.data.scan_list import ScanList
+from pymic_vf.data.volume_reader import VolumeTransform, WholeVolumeReader
+from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.errors import UserError
+
+from conftest import make_scan, write_volume
+
+SIZE = (40, 70, 90)  # several blocks an axis, none of them whole at the end
+
+
+class Window:
+    """A PyMIC-like transform of intensities."""
+
+    def __init__(self, width: float) -> None:
+        self.width = width
+
+    def __call__(self, sample: dict) -> dict:
+        sample["image"] = np.clip(sample["image"] / np.float32(self.width), -1, 1)
+        return sample
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "volumes").mkdir()
+    for index in range(3):
+        write_volume(tmp_path / "volumes" / f"{index}.nii.gz", make_scan(index, SIZE)[0])
+    return tmp_path
+
+
+def scan_list(folder: Path, count: int = 3) -> ScanList:
+    return ScanList(folder / "volumes", np.array([[f"{i}.nii.gz".encode()] for i in range(count)]))
+
+
+def reader(folder: Path, *transforms: Callable, max_bytes: int | None = None, count: int = 3) -> ChunkedVolumeReader:
+    return ChunkedVolumeReader(
+        scan_list(folder, count), VolumeTransform(transforms), CacheFolder(folder / "cache", max_bytes)
+    )
+
+
+def whole(volumes: ChunkedVolumeReader | WholeVolumeReader, index: int = 0) -> np.ndarray:
+    return volumes.read(index, (0, 0, 0), volumes.shape(index)[1:])
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").glob("*/*"))
+
+
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_):
+        raise AssertionError("decoded although it is in the cache")
+
+    monkeypatch.setattr(VolumeTransform, "load_both", fail)
+
+
+@pytest.mark.parametrize("transforms", [(), (Window(150.0),)], ids=["as it is", "windowed"])
+def test_same_voxels_as_from_whole_volumes(folder: Path, monkeypatch: pytest.MonkeyPatch, transforms: tuple):
+    expected = WholeVolumeReader(scan_list(folder), VolumeTransform(transforms))
+    first = reader(folder, *transforms)
+    boxes = []
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        start = rng.integers(0, SIZE)
+        size = rng.integers(1, np.array(SIZE) - start, endpoint=True)
+        boxes.append((int(rng.integers(3)), start.tolist(), size.tolist()))
+    for box in boxes:
+        voxels = first.read(*box)
+        assert voxels.dtype == np.float32 and voxels.flags.c_contiguous and voxels.flags.writeable
+        assert np.array_equal(voxels, expected.read(*box))
+    assert first.shape(1) == expected.shape(1) == (1, *SIZE)
+    wanted = [expected.read(*box) for box in boxes[:10]]
+    no_decoding(monkeypatch)
+    again = reader(folder, *transforms)
+    assert all(np.array_equal(again.read(*box), voxels) for box, voxels in zip(boxes[:10], wanted, strict=True))
+
+
+def test_no_larger_than_the_scan_files(folder: Path):
+    volumes = reader(folder)
+    for index in range(3):
+        whole(volumes, index)
+        # noise everywhere, and a volume of few blocks: of real scans, the cache takes less than the files
+        assert volumes.entry_bytes(index) <= 1.02 * (folder / "volumes" / f"{index}.nii.gz").stat().st_size
+    assert volumes.folder.used_bytes() == sum(map(volumes.entry_bytes, range(3)))
+
+
+def test_scans_with_much_air_take_no_more_either(folder: Path):
+    voxels = make_scan(0, SIZE)[0]
+    voxels[:, 20:, 20:] = -1000
+    voxels[:] = np.maximum.accumulate(voxels // 8, axis=2)  # smooth: what gzip is good at
+    file = write_volume(folder / "volumes" / "0.nii.gz", voxels)
+    volumes = reader(folder)
+    assert np.array_equal(whole(volumes)[0], voxels)
+    assert volumes._volume(0)._array.cparams.codec == blosc2.Codec.ZSTD
+    assert volumes.entry_bytes(0) <= 2 * file.stat().st_size
+
+
+def test_two_modalities(folder: Path):
+    scans = ScanList(folder / "volumes", np.array([[b"0.nii.gz", b"1.nii.gz"]]))
+    volumes = ChunkedVolumeReader(scans, VolumeTransform(()), CacheFolder(folder / "cache"))
+    expected = WholeVolumeReader(scans, VolumeTransform(()))
+    assert volumes.shape(0) == (2, *SIZE)
+    box = (0, (3, 5, 7), (20, 30, 40))
+    assert np.array_equal(volumes.read(*box), expected.read(*box))
+
+
+def test_another_setting_gets_other_voxels(folder: Path):
+    narrow, wide = whole(reader(folder, Window(100.0))), whole(reader(folder, Window(200.0)))
+    assert len(entries(folder)) == 2
+    assert not np.array_equal(narrow, wide)
+    assert np.array_equal(whole(reader(folder, Window(100.0))), narrow)
+    assert len(entries(folder)) == 2
+
+
+def test_changed_scan_gets_its_new_voxels_while_running(folder: Path):
+    volumes = reader(folder)
+    before = whole(volumes)
+    file = folder / "volumes" / "0.nii.gz"
+    stat = file.stat()
+    write_volume(file, make_scan(9, SIZE)[0])
+    after = whole(volumes)
+    assert np.array_equal(after[0], make_scan(9, SIZE)[0]) and not np.array_equal(after, before)
+    # even where only the time tells
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert np.array_equal(whole(volumes), after)
+    assert len(entries(folder)) == 3
+
+
+def test_scan_that_vanished_is_named(folder: Path):
+    volumes = reader(folder)
+    whole(volumes)
+    (folder / "volumes" / "0.nii.gz").unlink()
+    with pytest.raises(UnusableScanError, match=r"0\.nii\.gz: cannot be read \(No such file"):
+        volumes.shape(0)
+
+
+def test_scan_replaced_while_it_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    load = VolumeTransform.load_both
+    calls = []
+
+    def replaced_meanwhile(self, scans, index):
+        both = load(self, scans, index)
+        if not calls:
+            write_volume(folder / "volumes" / "0.nii.gz", make_scan(9, SIZE)[0])
+        calls.append(index)
+        return both
+
+    monkeypatch.setattr(VolumeTransform, "load_both", replaced_meanwhile)
+    assert np.array_equal(whole(reader(folder))[0], make_scan(9, SIZE)[0])
+    assert len(calls) == 2 and len(entries(folder)) == 1
+
+
+def zeros_in_the_middle(content: bytearray) -> bytearray:
+    middle = len(content) // 2
+    content[middle : middle + 500] = bytes(500)
+    return content
+
+
+DAMAGES = {
+    "one bit": lambda c: c[: len(c) // 3] + bytes([c[len(c) // 3] ^ 4]) + c[len(c) // 3 + 1 :],
+    "zeros": zeros_in_the_middle,
+    "cut off": lambda c: c[: len(c) // 2],
+    "cut short": lambda c: c[:-1],
+    "empty": lambda _: b"",
+    "longer": lambda c: c + b"more",
+    "other file": lambda _: b"something else altogether, longer than a trailer",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("running", [False, True], ids=["before the run", "while it runs"])
+def test_damaged_entry_is_noticed_and_made_anew(
+    folder: Path, caplog: pytest.LogCaptureFixture, damage: Callable, running: bool
+):
+    volumes = reader(folder)
+    expected = whole(volumes)
+    (path,) = entries(folder)
+    intact = path.read_bytes()
+    path.write_bytes(damage(bytearray(intact)))
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(whole(volumes if running else reader(folder)), expected)
+    assert len(caplog.messages) == 1
+    assert f"{path} is damaged" in caplog.text and "0.nii.gz" in caplog.text
+    assert path.read_bytes()[:-8] == intact[:-8]  # but for the time
+
+
+def test_entry_removed_while_running(folder: Path):
+    volumes = reader(folder)
+    expected = whole(volumes)
+    entries(folder)[0].unlink()
+    assert np.array_equal(whole(volumes), expected)
+
+
+def test_copied_cache_is_accepted(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    expected = whole(reader(folder))
+    os.utime(entries(folder)[0])  # what a copy does
+    no_decoding(monkeypatch)
+    assert np.array_equal(whole(reader(folder)), expected)
+    assert not caplog.messages
+
+
+def test_bad_scan_leaves_no_entry(folder: Path):
+    (folder / "volumes" / "0.nii.gz").write_bytes(b"not a scan")
+    write_volume(folder / "volumes" / "1.nii.gz", np.full(SIZE, 7, np.int16))
+    volumes = ChunkedVolumeReader(
+        scan_list(folder), VolumeTransform((), smallest=(41, 1, 1)), CacheFolder(folder / "cache")
+    )
+    for index, reason in enumerate((r"0\.nii\.gz: cannot be read", "too small", r"too small, \[40, 70, 90\] voxels")):
+        with pytest.raises(UnusableScanError, match=reason):
+            volumes.shape(index)
+    with pytest.raises(UnusableScanError, match=r"1\.nii\.gz: flat, every voxel is 7"):
+        reader(folder).shape(1)
+    assert not entries(folder)
+
+
+def test_cap_keeps_further_volumes_out(folder: Path, caplog: pytest.LogCaptureFixture):
+    one = reader(folder)
+    whole(one)
+    cap = int(1.5 * one.entry_bytes(0))
+    with caplog.at_level(logging.WARNING):
+        volumes = reader(folder, max_bytes=cap)
+        expected = WholeVolumeReader(scan_list(folder), VolumeTransform(()))
+        for index in (0, 1, 2, 1):
+            assert np.array_equal(whole(volumes, index), whole(expected, index))
+    assert len(entries(folder)) == 1
+    assert len(caplog.messages) == 1 and "has reached VF_cache_max_gib" in caplog.text
+    assert volumes.entry_bytes(1) == 0
+
+
+def test_cap_does_not_change_a_rounded_voxel(folder: Path):
+    class Fraction(Window):
+        def __call__(self, sample: dict) -> dict:
+            sample["image"] = np.sqrt(np.abs(np.cumsum(sample["image"], axis=1)))  # no function of the voxel alone
+            return sample
+
+    capped = whole(reader(folder, Fraction(1), max_bytes=0))
+    assert not entries(folder)
+    assert np.array_equal(capped, whole(reader(folder, Fraction(1))))
+    assert len(entries(folder)) == 1
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """As near to a full disk as a test gets without mounting one."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_full_disk_is_a_clear_error(folder: Path):
+    volumes = reader(folder)
+    expected = whole(volumes, 0)
+    before = {path: path.read_bytes() for path in entries(folder)}
+    message = rf"VF_cache_dir = {folder / 'cache'}: the disk is full .* set VF_cache_max_gib"
+    with largest_file(4096), pytest.raises(UserError, match=message) as caught:
+        whole(volumes, 1)
+    assert not isinstance(caught.value, UnusableScanError)  # the scan is not to blame
+    assert {path: path.read_bytes() for path in entries(folder)} == before
+    assert np.array_equal(whole(volumes, 0), expected)
+    assert np.array_equal(whole(volumes, 1)[0], make_scan(1, SIZE)[0])  # when there is room again
+
+
+def test_kill_in_the_middle_of_writing(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        # all is written, but not yet renamed
+        patch.setattr(os, "utime", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        process = multiprocessing.get_context("fork").Process(target=lambda: whole(reader(folder)))
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = entries(folder)
+    assert left.name.startswith(".incomplete-")
+    volumes = reader(folder)
+    assert np.array_equal(whole(volumes)[0], make_scan(0, SIZE)[0])
+    volumes.folder.remove_leftovers()
+    assert left in entries(folder)  # it may be another machine's, still at work
+    os.utime(left, (0, 0))
+    volumes.folder.remove_leftovers()
+    assert [path.name[0] for path in entries(folder)] != ["."] and len(entries(folder)) == 1
+
+
+def _read_many(folder: Path, seed: int, results: multiprocessing.Queue) -> None:
+    volumes = reader(folder)
+    rng = np.random.default_rng(seed)
+    good = True
+    for _ in range(30):
+        index = int(rng.integers(3))
+        good &= np.array_equal(whole(volumes, index)[0], make_scan(index, SIZE)[0])
+        if rng.random() < 0.3:  # as if nobody had written it yet
+            volumes.folder.entry(entries(folder)[0].stem).unlink(missing_ok=True)
+    results.put(good)
+
+
+def test_many_writers_at_once(folder: Path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_read_many, args=(folder, seed, results)) for seed in range(3)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [True] * 3
+    for process in processes:
+        process.join()
+    assert not [path for path in entries(folder) if path.name.startswith(".")]
+
+
+def test_open_volumes_and_files_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(volume_store, "OPEN_VOLUMES", 2)
+    volumes = reader(folder)
+    for index in (0, 1, 2, 0, 1, 2):
+        volumes.read(index, (0, 0, 0), (1, 1, 1))
+        assert len(volumes._open) <= 2
+    held = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert len([path for path in held if str(folder) in path]) <= 2
+
+
+def test_cannot_make_folder(folder: Path):
+    with pytest.raises(UserError, match=r"VF_cache_dir = .*0\.nii\.gz/cache: cannot be made"):
+        CacheFolder(folder / "volumes" / "0.nii.gz" / "cache")
+
+
+def test_reader_travels_to_workers(folder: Path):
+    volumes = reader(folder)
+    expected = whole(volumes)
+
+    class Read(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, _: int) -> np.ndarray:
+            return whole(volumes)
+
+    for batch in torch.utils.data.DataLoader(Read(), num_workers=1, batch_size=None):
+        assert np.array_equal(batch, expected)
