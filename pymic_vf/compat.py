@@ -203,3 +203,19 @@ def check_configs_of_our_network(host: ModuleType) -> None:
         stock(agent)
 
     host.SegmentationAgent.create_dataset = create_dataset
+
+
+def offer_fast_inference(host: ModuleType) -> None:
+    """Opt-in, ``[testing] sliding_window_inferer = fast``: PyMIC computes each clamped window several times, one at a
+    time in validation; give its agents our inferer instead of theirs."""
+    stock: Callable = host.SegmentationAgent.create_network
+
+    @functools.wraps(stock)
+    def create_network(agent: Any) -> None:
+        from pymic_vf.inference import inferer_for
+
+        stock(agent)
+        if agent.inferer is None:
+            agent.inferer = inferer_for(agent.config, "valid" if agent.stage == "train" else "test")
+
+    host.SegmentationAgent.create_network = create_network

@@ -61,6 +61,14 @@ def test_segmentation_and_evaluation(run, scans: Path, out: Path, finetuned):
     image = sitk.ReadImage(str(out / "result" / "scan_0.nii.gz"))
     original = sitk.ReadImage(str(scans / "volumes" / "scan_0.nii.gz"))
     assert (image.GetSize(), image.GetSpacing()) == (original.GetSize(), original.GetSpacing())
+    fast = {"sliding_window_inferer": "fast", "output_dir": out / "fast", "sliding_window_stride": [8, 16, 16]}
+    stock = {"output_dir": out / "stock", "sliding_window_stride": [8, 16, 16]}
+    for name, testing in (("fast", fast), ("stock", stock)):
+        run("pymic_test", write_cfg(out / f"{name}.cfg", finetuning(scans, out, testing=testing)))
+    label, stock_label = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(out / n / "scan_0.nii.gz"))) for n in ("fast", "stock")
+    )
+    assert (label != stock_label).mean() < 1e-3
     evaluation = {
         "metric_list": ["dice", "assd"],
         "label_list": [1],
