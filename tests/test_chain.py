@@ -14,6 +14,16 @@ from pymic_vf.networks.pct_net import PCTNet
 
 from conftest import NETWORK, REAL_DATA, finetuning, pretraining, write_cfg
 
+# a network of PyMIC's own
+UNET = {
+    "net_type": "UNet",
+    "dimension": 3,
+    "in_chns": 1,
+    "feature_chns": [2, 4, 8, 16, 16],
+    "dropout": [0, 0, 0, 0, 0],
+    "multiscale_pred": False,
+}
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -87,8 +97,7 @@ def test_resuming_goes_on_with_the_stream(run, scans: Path, out: Path, tmp_path:
     Equal but for dropout and drop path, whose draws PyMIC's checkpoints do not keep: both are off here, the first by
     `dropout`, the second because it is a branch of 0.2 that no key reaches; so the network is PyMIC's own.
     """
-    network = {"net_type": "UNet", "dimension": 3, "in_chns": 1, "class_num": 5, "feature_chns": [2, 4, 8, 16, 16],
-               "dropout": [0, 0, 0, 0, 0], "multiscale_pred": False}  # fmt: skip
+    network = {**UNET, "class_num": 5}
     training = {"deep_supervise": False, "lr_step": 100}
 
     def losses(name: str, **more) -> list[str]:
@@ -126,8 +135,7 @@ def test_weights_of_another_network_are_an_error(run, scans: Path, tmp_path: Pat
 
 def test_a_stock_config_trains_as_before(run, scans: Path, tmp_path: Path):
     config = finetuning(scans, tmp_path, training={"deep_supervise": False})
-    config["network"] = {"net_type": "UNet", "dimension": 3, "in_chns": 1, "class_num": 2,
-                         "feature_chns": [2, 4, 8, 16, 16], "dropout": [0, 0, 0, 0, 0], "multiscale_pred": False}  # fmt: skip
+    config["network"] = {**UNET, "class_num": 2}
     config["dataset"]["valid_csv"] = scans / "labelled.csv"
     run("pymic_train", write_cfg(tmp_path / "a.cfg", config))
     assert (tmp_path / "finetune" / "finetune_best.pt").is_file()
