@@ -7,10 +7,12 @@ the gap is not. The plug-in calls them when PyMIC's modules are imported.
 from __future__ import annotations
 
 import builtins
+import configparser
 import functools
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -156,9 +158,9 @@ def show_user_errors_plainly(_host: ModuleType) -> None:
     if getattr(previous, "shows_user_errors", False):
         return
 
-    def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, UserError):
-            previous(kind, error, traceback)
+            previous(kind, error, trace)
             return
         message = f"\nError: {error}"
         print(message, file=sys.stderr)
@@ -219,3 +221,26 @@ def offer_fast_inference(host: ModuleType) -> None:
             agent.inferer = inferer_for(agent.config, "valid" if agent.stage == "train" else "test")
 
     host.SegmentationAgent.create_network = create_network
+
+
+def explain_missing_keys(host: ModuleType) -> None:
+    """PyMIC's commands look up sections, keys and names of methods before any agent is there to check them: a
+    KeyError of the command itself, or of its parser, becomes a message."""
+    stock: Callable[[], None] = host.main
+
+    @functools.wraps(stock)
+    def main() -> None:
+        try:
+            stock()
+        except configparser.Error as error:
+            raise UserError(f"the config file cannot be parsed: {error}") from error
+        except (KeyError, ValueError) as error:
+            where = traceback.extract_tb(error.__traceback__)[-1].filename
+            if where not in (host.__file__, sys.modules["pymic.util.parse_config"].__file__):
+                raise
+            if isinstance(error, KeyError):
+                name = error.args[0]
+                raise UserError(f"the config has no section, key or method {name!r}, which PyMIC needs") from error
+            raise UserError(str(error)) from error
+
+    host.main = main

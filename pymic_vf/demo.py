@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from pymic_vf.data.phantom import write_phantoms
+from pymic_vf.data.phantom import DEFAULT_COUNTS, write_phantoms
 from pymic_vf.data.scan import read_scan
 from pymic_vf.errors import UserError
 from pymic_vf.pictures import draw_overlays
@@ -19,11 +20,13 @@ RUNS = {"scratch": "from scratch", "finetune": "pretrained"}
 METRICS = {"dice": "Dice", "assd": "ASSD (mm)"}
 
 
-def run_demo(out: Path) -> None:
+def run_demo(out: Path, configs: Path | None = None, counts: Mapping[str, int] = DEFAULT_COUNTS) -> None:
     """Make phantoms, pretrain, fine-tune from the pretrained weights and from scratch, segment, evaluate, draw.
 
     Args:
         out: a new or empty folder; everything is left in it: data, configs, logs, checkpoints, results, pictures.
+        configs: a folder with other configs of the same names and paths; None takes those of the quickstart.
+        counts: how many phantoms of each part.
 
     Raises:
         UserError: `out` is not empty, or a command fails; its log is named.
@@ -32,11 +35,11 @@ def run_demo(out: Path) -> None:
         raise UserError(f"{out} is not an empty folder: name a new one with --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / "logs").mkdir()
-    for cfg in sorted(example_configs("quickstart").glob("*.cfg")):
+    for cfg in sorted((configs or example_configs("quickstart")).glob("*.cfg")):
         shutil.copy(cfg, out)
     start = time.monotonic()
     print("phantoms: CT-like volumes, most of them without labels", flush=True)
-    write_phantoms(out / "data")
+    write_phantoms(out / "data", counts)
     _run(out, "pretrain", "Volume Fusion pretraining, no labels", "pymic_train", "pretrain_vf.cfg")
     _run(out, "preview", "a fused sample", "pymic_vf", "preview", "pretrain_vf.cfg", "--out", "fused_sample.png")
     for name, text in RUNS.items():

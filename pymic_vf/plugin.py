@@ -92,6 +92,8 @@ REPAIRS = (
     # the commands are half made when torch, which they import, calls us, and need nothing but to have been started
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),
     Repair("pymic.net_run.predict", "sys", "show_user_errors_plainly"),
+    Repair("pymic.net_run.train", "main", "explain_missing_keys"),
+    Repair("pymic.net_run.predict", "main", "explain_missing_keys"),
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")

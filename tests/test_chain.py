@@ -164,6 +164,18 @@ def test_mistakes_end_in_one_message(run, scans: Path, tmp_path: Path):
     assert not list((tmp_path / "pretrain").glob("*.pt"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"class_num": None}}, "no section, key or method 'class_num', which PyMIC needs"),
+        ({"self_supervised_learning": {"method_name": "VFF"}}, "no section, key or method 'VFF'"),
+    ],
+)
+def test_what_pymic_itself_misses(run, scans: Path, tmp_path: Path, changes: dict, message: str):
+    done = run("pymic_train", write_cfg(tmp_path / "a.cfg", pretraining(scans, tmp_path, **changes)), status=1)
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
 def test_testing_before_training(run, scans: Path, tmp_path: Path):
     done = run("pymic_test", write_cfg(tmp_path / "a.cfg", finetuning(scans, tmp_path)), status=1)
     assert "finetune_latest.txt" in done.stderr and "Traceback" not in done.stderr

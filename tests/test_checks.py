@@ -1,0 +1,152 @@
+"""Wrong configs and scans, each by the message that a user gets; PyMIC's commands are in test_chain.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import pymic_vf
+from pymic_vf.checks import check_pretraining, check_supervised
+from pymic_vf.errors import ConfigError, UserError
+
+from conftest import finetuning, make_scan, parsed, pretraining, write_volume
+
+pymic_vf.register()
+
+PRETRAINING_MISTAKES = [
+    ({"dataset": {"VF_patchnumber": [1, 2]}}, "vf_patchnumber: there is no such key (did you mean VF_patch_number?)"),
+    ({"dataset": {"VF_foreground_classes": 0}}, "VF_foreground_classes must be a whole number of at least 1"),
+    ({"dataset": {"VF_foreground_classes": 2}}, "class_num must be VF_foreground_classes + 1 = 3, got 5"),
+    (
+        {"dataset": {"VF_patch_number": [5, 2]}},
+        "VF_patch_number must be [fewest, most] with fewest <= most, got [5, 2]",
+    ),
+    (
+        {"dataset": {"VF_patch_size_min": [9, 4, 4]}},
+        "VF_patch_size_min must not exceed VF_patch_size_max = [8, 16, 16] (depth)",
+    ),
+    (
+        {"dataset": {"VF_patch_size_max": [8, 33, 16]}},
+        "VF_patch_size_max must not exceed VF_crop_size = [16, 32, 32] (height)",
+    ),
+    (
+        {"dataset": {"VF_crop_size": [16, 32]}},
+        "VF_crop_size must be a list of 3 whole numbers of at least 1, got [16, 32]",
+    ),
+    ({"dataset": {"train_transform": ["LabelToProbability"]}}, "train_transform must have VF exactly once"),
+    ({"dataset": {"train_transform": ["LabelToProbability", "VF"]}}, "must have VF before LabelToProbability"),
+    (
+        {"dataset": {"volume_transform": ["Rescal"]}},
+        "volume_transform: there is no transform Rescal (did you mean Rescale?)",
+    ),
+    ({"dataset": {"volume_transform": ["Rescale"]}}, "rescale_output_size is missing: the transform Rescale needs it"),
+    ({"dataset": {"train_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
+    ({"dataset": {"train_dir": "gone"}}, "train_dir = gone: there is no such folder"),
+    ({"dataset": {"train_batch_size": None}}, "train_batch_size must be a whole number of at least 1, got None"),
+    ({"network": {"net_type": "PCTnet"}}, "there is no net_type PCTnet (did you mean PCTNet?)"),
+    ({"network": {"num_heads": [3, 4, 8]}}, "num_heads"),
+    ({"network": {"multiscale_pred": False}}, "multiscale_pred must be True where [training] deep_supervise = True"),
+    ({"training": {"learning_rate": "fast"}}, "learning_rate must be a number, got 'fast'"),
+    ({"training": {"iter_valid": 3}}, "iter_max must be a multiple of iter_valid = 3"),
+    (
+        {"training": {"iter_max": 6, "iter_save": 4}},
+        "iter_save must be a multiple of iter_valid = 1 that divides iter_max = 6",
+    ),
+    ({"training": {"early_stop_patience": 100}}, "early_stop_patience needs [dataset] valid_csv"),
+    ({"training": {"gpus": 0}}, "gpus must be a list of device numbers, such as [0], got 0"),
+    ({"training": {"lr_scheduler": "None"}}, "lr_scheduler is missing: PyMIC needs one"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), PRETRAINING_MISTAKES)
+def test_pretraining_mistake(scans: Path, tmp_path: Path, change: dict, message: str):
+    with pytest.raises(ConfigError) as caught:
+        check_pretraining(parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, **change)))
+    assert len(caught.value.mistakes) == 1, caught.value
+    assert message in caught.value.mistakes[0]
+
+
+def test_a_right_config_passes(scans: Path, tmp_path: Path):
+    plan = check_pretraining(parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path)))
+    assert len(plan.train_scans) == 4
+    assert plan.valid_scans is None
+    assert plan.train.fusion.patch_size_max == (8, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": {"train_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
+        ({"dataset": {"train_transform": ["RandomFlip"]}}, "randomflip_flip_depth is missing"),
+        ({"dataset": {"valid_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
+        ({"network": {"resolution_mode": 3}}, "resolution_mode"),
+        ({"training": {"weight_decay": None}}, "weight_decay is missing"),
+    ],
+)
+def test_supervised_mistake(scans: Path, tmp_path: Path, change: dict, message: str):
+    with pytest.raises(ConfigError) as caught:
+        check_supervised(parsed(tmp_path / "a.cfg", finetuning(scans, tmp_path, **change)), "train")
+    assert len(caught.value.mistakes) == 1, caught.value
+    assert message in caught.value.mistakes[0]
+
+
+def test_supervised_csv_without_labels_or_files(scans: Path, tmp_path: Path):
+    (tmp_path / "a.csv").write_text("image\nscan_0.nii.gz\ngone.nii.gz\n")
+    config = finetuning(scans, tmp_path, dataset={"train_csv": tmp_path / "a.csv", "test_csv": tmp_path / "a.csv"})
+    with pytest.raises(ConfigError) as caught:
+        check_supervised(parsed(tmp_path / "a.cfg", config), "train")
+    assert "has no column 'label'; its columns are ['image']" in caught.value.mistakes[0]
+    assert "gone.nii.gz (line 3)" in caught.value.mistakes[1]
+    with pytest.raises(ConfigError, match=r"gone\.nii\.gz \(line 3\)"):
+        check_supervised(parsed(tmp_path / "b.cfg", config), "test")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good scans and room for a bad one; the csv names all four."""
+    (tmp_path / "volumes").mkdir()
+    for index in range(3):
+        write_volume(tmp_path / "volumes" / f"{index}.nii.gz", make_scan(index)[0])
+    pd.DataFrame({"image": ["0.nii.gz", "1.nii.gz", "2.nii.gz", "bad.nii.gz"]}).to_csv(tmp_path / "pretrain.csv")
+    return tmp_path
+
+
+def agent_fails(folder: Path, message: str) -> None:
+    from pymic_vf.agents import VolumeFusionAgent
+
+    with pytest.raises(UserError, match=message):
+        VolumeFusionAgent(parsed(folder / "a.cfg", pretraining(folder, folder))).create_dataset()
+
+
+def test_a_damaged_scan_is_named_before_training(folder: Path):
+    good = (folder / "volumes" / "0.nii.gz").read_bytes()
+    (folder / "volumes" / "bad.nii.gz").write_bytes(good[: len(good) // 2])
+    agent_fails(folder, r"(?s)1 of 4 scans.*bad\.nii\.gz")
+
+
+def test_a_scan_with_nan_is_named_before_training(folder: Path):
+    voxels = make_scan(3)[0].astype(np.float32)
+    voxels[3, 4, 5] = np.nan
+    write_volume(folder / "volumes" / "bad.nii.gz", voxels)
+    agent_fails(folder, r"bad\.nii\.gz: 1 voxels are NaN or infinite")
+
+
+def test_a_scan_with_two_channels_is_named_before_training(folder: Path):
+    import SimpleITK as sitk
+
+    two = sitk.GetImageFromArray(np.stack([make_scan(3)[0]] * 2), isVector=False)
+    sitk.WriteImage(two, str(folder / "volumes" / "bad.nii.gz"))
+    agent_fails(folder, r"bad\.nii\.gz: 2 channels, where \[network\] in_chns = 1")
+
+
+def test_transforms_that_fail_are_named_before_training(scans: Path, tmp_path: Path):
+    from pymic_vf.agents import VolumeFusionAgent
+
+    # RandomCrop asks for a larger crop than there is
+    change = {"train_transform": ["RandomCrop", "VF", "LabelToProbability"], "RandomCrop_output_size": [99, 99, 99]}
+    config = parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, dataset=change))
+    with pytest.raises(UserError, match=r"train_transform|VF_crop_size"):
+        VolumeFusionAgent(config).create_dataset()
