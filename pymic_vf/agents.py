@@ -6,23 +6,31 @@ Only hooks are overridden; the loop, the loss, the checkpoints and the log are P
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pymic.net_run.agent_seg import SegmentationAgent
 from pymic.net_run.infer_func import Inferer
 from tqdm import tqdm
 
-from pymic_vf.checks import PretrainingPlan, check_pretraining, check_scans, fuse_transform, make_transform
-from pymic_vf.config import SampleSettings
+from pymic_vf.checks import PretrainingPlan, check_pretraining, fuse_transform, make_transform
+from pymic_vf.config import ONE_HOT, SampleSettings
+from pymic_vf.data.cache_folder import GIB, CacheFolder
+from pymic_vf.data.first_look import check_scans
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
 from pymic_vf.data.random_state import TRAIN, VALID
 from pymic_vf.data.scan_list import ScanList
+from pymic_vf.data.set_aside import FILE, SetAside
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
-from pymic_vf.data.volume_reader import VolumeTransform, WholeVolumeReader
+from pymic_vf.data.volume_reader import VolumeReader, VolumeTransform, WholeVolumeReader
+from pymic_vf.data.volume_store import ChunkedVolumeReader
 from pymic_vf.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
+# A volume with a side of less than this share of the sub-volume's would be mostly mirror images of itself.
+SMALLEST_SHARE = 4
 
 
 class VolumeFusionAgent(SegmentationAgent):
@@ -53,30 +61,46 @@ class VolumeFusionAgent(SegmentationAgent):
         def made(names: tuple[str, ...]) -> list:
             return [make_transform(name, dataset) for name in names]
 
-        transform = VolumeTransform(made(settings.volume_transform), self.config["network"]["in_chns"])
-        steps = SampleTransforms(made(settings.before), fuse_transform(dataset), made(settings.after))
-        reader = WholeVolumeReader(scans, transform)
-        return FusedSamples(reader, settings.crop_size, steps, self.random_seed, stream, count)
+        smallest = [-(-side // SMALLEST_SHARE) for side in settings.crop_size]
+        transform = VolumeTransform(made(settings.volume_transform), self.config["network"]["in_chns"], smallest)
+        # the loader makes the one-hot label: until then it is one byte a voxel
+        after = settings.after[:-1] if settings.after[-1] == ONE_HOT else settings.after
+        steps = SampleTransforms(made(settings.before), fuse_transform(dataset), made(after))
+        report = Path(self.config["training"]["ckpt_dir"]) / FILE
+        set_aside = SetAside(scans, self.plan.reading.max_bad_fraction, report)
+        reader = self._reader(scans, transform)
+        return FusedSamples(reader, settings.crop_size, steps, self.random_seed, stream, count, set_aside)
+
+    def _reader(self, scans: ScanList, transform: VolumeTransform) -> VolumeReader:
+        reading = self.plan.reading
+        if reading.cache_dir is None:
+            return WholeVolumeReader(scans, transform)
+        cap = None if reading.cache_max_gib is None else int(reading.cache_max_gib * GIB)
+        return ChunkedVolumeReader(scans, transform, CacheFolder(reading.cache_dir, cap))
 
     def create_dataset(self) -> None:
         """Check the scans, then make the loaders: the endless training stream and the fixed validation samples."""
-        dataset = self.config["dataset"]
+        dataset, classes = self.config["dataset"], self.config["network"]["class_num"]
         workers = dataset.get("num_worker", 8)
-        lists = [scans for scans in (self.plan.train_scans, self.plan.valid_scans) if scans is not None]
-        check_scans(lists, self.config["network"]["in_chns"], workers)
         self.train_set = self.get_stage_dataset_from_config("train")
-        _try(self.train_set, "train_transform")
-        batch = dataset["train_batch_size"]
-        self.train_loader = FusionLoader(self.train_set, SampleNumbers(), batch, workers)
+        sets = [self.train_set]
         if self.plan.valid_scans is not None:
             self.valid_set = self.get_stage_dataset_from_config("valid")
+            sets.append(self.valid_set)
+        check_scans([(samples.reader, samples.set_aside) for samples in sets], workers)
+        _try(self.train_set, "train_transform")
+        batch = dataset["train_batch_size"]
+        self.train_loader = FusionLoader(self.train_set, SampleNumbers(), batch, workers, classes)
+        if self.plan.valid_scans is not None:
             _try(self.valid_set, "valid_transform")
             numbers = SampleNumbers(count=self.plan.valid_samples)
-            self.valid_loader = FusionLoader(self.valid_set, numbers, dataset.get("valid_batch_size", 1), workers)
+            batch = dataset.get("valid_batch_size", 1)
+            self.valid_loader = FusionLoader(self.valid_set, numbers, batch, workers, classes)
+        others = [f"{samples.count} samples of {len(samples.reader)} others to validate" for samples in sets[1:]]
         log.info(
             "Volume Fusion of %d scans, %s; sub-volumes %s, K = %d",
             len(self.plan.train_scans),
-            f"{self.plan.valid_samples} samples of {len(lists[1])} others to validate" if lists[1:] else "no valid_csv",
+            *(others or ["no valid_csv"]),
             list(self.plan.train.crop_size),
             self.plan.train.fusion.classes,
         )
@@ -88,17 +112,25 @@ class VolumeFusionAgent(SegmentationAgent):
         if self.iteration >= last:
             raise UserError(f"ckpt_init_name is at iteration {self.iteration} and iter_max = {last}: nothing to train")
         self.train_loader.numbers.start = self.iteration * self.config["dataset"]["train_batch_size"]
+        for loader in (self.train_loader, self.valid_loader):
+            if loader is not None:
+                loader.device = self.device
         super().create_optimizer(params, checkpoint)
 
     def training(self) -> dict[str, Any]:
-        """One block of ``iter_valid`` iterations, with a progress line where the output is a terminal."""
+        """One block of ``iter_valid`` iterations, with a progress line where the output is a terminal.
+
+        Returns:
+            PyMIC's scalars, and ``block_time``, what the block took in seconds.
+        """
         block, last = (self.config["training"][key] for key in ("iter_valid", "iter_max"))
-        stream = self.trainIter
+        stream, start = self.trainIter, time.monotonic()
         # disable=None: no line where the output is no terminal
         with tqdm(total=last, initial=self.iteration, desc="pretraining", unit="it", disable=None, leave=False) as line:
             self.trainIter = _counted(stream, line)
             try:
-                return super().training()
+                scalars = super().training()
+                return {**scalars, "block_time": time.monotonic() - start}
             finally:
                 self.trainIter = stream
                 self.iteration += block
@@ -112,8 +144,9 @@ class VolumeFusionAgent(SegmentationAgent):
     def write_scalars(
         self, train_scalars: dict[str, Any], valid_scalars: dict[str, Any] | None, lr_value: float, glob_it: int
     ) -> None:
-        """As PyMIC, and the Dice of each fusion class by its coefficient."""
+        """As PyMIC, the share of the time spent waiting for data, and the Dice of each fusion class."""
         super().write_scalars(train_scalars, valid_scalars, lr_value, glob_it)
+        log.info("waited for data %.1f %% of the time", 100 * train_scalars["data_time"] / train_scalars["block_time"])
         if valid_scalars is not None:
             classes = self.plan.valid.fusion.classes
             dice = (f"{k}/{classes}: {value:.4f}" for k, value in enumerate(valid_scalars["class_dice"]))

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pymic.net.net_dict_seg import SegNetDict
 from pymic.transform.trans_dict import TransformDict
-from tqdm import tqdm
 
-from pymic_vf.config import FUSE, SampleSettings, Section, parse_samples
-from pymic_vf.data.scan import UnusableScanError, read_scan
-from pymic_vf.data.scan_list import SHOWN, ScanList, check_files, read_scan_list, read_table
+from pymic_vf.config import FUSE, ReadingSettings, SampleSettings, Section, parse_reading, parse_samples
+from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
 from pymic_vf.networks.settings import parse_network_settings
 
-# Scans decoded before the training starts, the first ones of the csv: a minute or two of work. Further ones are
-# checked when they are first needed.
-CHECKED_SCANS = 1000
 TRAINING_KEYS = {
     "gpus": "the CUDA devices, such as [0]",
     "optimizer": "such as Adam",
@@ -51,6 +45,7 @@ class PretrainingPlan:
         valid_samples: how many of them.
         train_scans: the scans of ``train_csv``.
         valid_scans: those of ``valid_csv``, or None.
+        reading: how they are read.
     """
 
     train: SampleSettings
@@ -58,6 +53,7 @@ class PretrainingPlan:
     valid_samples: int
     train_scans: ScanList
     valid_scans: ScanList | None
+    reading: ReadingSettings
 
 
 def check_pretraining(config: Mapping[str, Mapping[str, Any]]) -> PretrainingPlan:
@@ -101,7 +97,8 @@ def _check_dataset(dataset: Section) -> PretrainingPlan:
         valid_root = dataset.get("valid_dir", root)
         if valid_root is not None:
             valid_scans = read_scan_list(dataset.get("valid_csv"), valid_root, modalities, dataset.mistakes)
-    return PretrainingPlan(train, valid, dataset.integer("VF_valid_samples", 32, 1), train_scans, valid_scans)
+    valid_samples = dataset.integer("VF_valid_samples", 32, 1)
+    return PretrainingPlan(train, valid, valid_samples, train_scans, valid_scans, parse_reading(dataset))
 
 
 def _check_transforms(dataset: Section, key: str, names: Iterable[str]) -> None:
@@ -245,30 +242,6 @@ def _check_iterations(training: Section) -> None:
 
 def _is_list_of_int(value: Any) -> bool:
     return isinstance(value, Sequence) and bool(value) and all(type(item) is int for item in value)
-
-
-def check_scans(scans: Iterable[ScanList], channels: int, threads: int) -> None:
-    """Decode scans, the first ones of each list, and name all that cannot be used.
-
-    Raises:
-        UnusableScanError: with the files and the reasons.
-    """
-    jobs = [(scan_list, index) for scan_list in scans for index in range(min(len(scan_list), CHECKED_SCANS))]
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        results = pool.map(lambda job: _reason_not_to_use(*job, channels), jobs)
-        reasons = [r for r in tqdm(results, "checking scans", len(jobs), disable=None, leave=False) if r]
-    if reasons:
-        more = f"\n  and {len(reasons) - 4 * SHOWN} more" if len(reasons) > 4 * SHOWN else ""
-        listed = "".join(f"\n  - {reason}" for reason in reasons[: 4 * SHOWN])
-        raise UnusableScanError(f"{len(reasons)} of {len(jobs)} scans cannot be used:{listed}{more}")
-
-
-def _reason_not_to_use(scans: ScanList, index: int, channels: int) -> str:
-    try:
-        read_scan(scans.files(index), channels)
-    except UnusableScanError as error:
-        return str(error)
-    return ""
 
 
 def fuse_transform(dataset: Mapping[str, Any]) -> Any:

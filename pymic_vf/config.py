@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pymic_vf.errors import ConfigError, did_you_mean
@@ -21,6 +22,9 @@ VF_KEYS = (
     "VF_patch_size_min",
     "VF_patch_size_max",
     "VF_valid_samples",
+    "VF_cache_dir",
+    "VF_cache_max_gib",
+    "VF_max_bad_fraction",
 )
 AXES = ("depth", "height", "width")
 
@@ -64,6 +68,14 @@ class Section:
         self.wrong(key, f"must be a whole number of at least {minimum}{upper}")
         return default
 
+    def number(self, key: str, default: float, minimum: float, maximum: float) -> float:
+        """A number in [minimum, maximum]."""
+        value = self.get(key, default)
+        if (_is_int(value) or isinstance(value, float)) and minimum <= value <= maximum:
+            return float(value)
+        self.wrong(key, f"must be a number from {minimum:g} to {maximum:g}")
+        return default
+
     def integers(self, key: str, default: Sequence[int], minimum: int) -> tuple[int, ...]:
         """A list of as many whole numbers as the default has, each at least `minimum`."""
         value = self.get(key, default)
@@ -105,6 +117,36 @@ class SampleSettings:
     volume_transform: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = (ONE_HOT,)
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """How scans are read.
+
+    Args:
+        cache_dir: where decoded volumes are kept; None decodes them each time they are needed.
+        cache_max_gib: what they may take in all, in GiB; None for no cap.
+        max_bad_fraction: the share of the scans that may be unusable; a run stops when more are.
+    """
+
+    cache_dir: Path | None = None
+    cache_max_gib: float | None = None
+    max_bad_fraction: float = 0.05
+
+
+def parse_reading(dataset: Section) -> ReadingSettings:
+    """The settings of the cache and of what becomes of bad scans."""
+    cache_dir = dataset.get("VF_cache_dir")
+    if cache_dir is not None and not isinstance(cache_dir, str):
+        dataset.wrong("VF_cache_dir", "must be the name of a folder")
+        cache_dir = None
+    max_gib = None
+    if "VF_cache_max_gib" in dataset:
+        max_gib = dataset.number("VF_cache_max_gib", 0.0, 0.0, 1e9)
+        if cache_dir is None:
+            dataset.wrong("VF_cache_max_gib", "needs VF_cache_dir")
+    share = dataset.number("VF_max_bad_fraction", ReadingSettings.max_bad_fraction, 0.0, 1.0)
+    return ReadingSettings(None if cache_dir is None else Path(cache_dir), max_gib, share)
 
 
 def parse_fusion(dataset: Section, crop_size: Sequence[int]) -> FusionSettings:

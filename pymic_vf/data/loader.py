@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from pymic_vf.data.sub_volumes import FusedSamples
 from pymic_vf.errors import UserError
 
-BATCH_KEYS = ("image", "label_prob")
+Batch = dict[str, Any]
 
 
 class SampleNumbers(Sampler):
@@ -30,14 +31,21 @@ class FusionLoader:
     """Batches as PyMIC's agents expect them: a dict of ``image`` and ``label_prob``, [B, C, D, H, W] float32.
 
     Args:
-        samples: a dataset by sample number.
+        samples: by sample number; those that have a ``label`` and no ``label_prob`` get it here.
         numbers: which samples, in order; `numbers.start` may be changed until iteration begins.
         batch_size: samples a batch.
         workers: processes; 0 makes the samples in this one.
+        classes: how many ``label_prob`` has.
+
+    Set `device` before the iteration, and the batches lie there: copied while the network computes, since PyMIC's own
+    copy waits. Labels travel as they are, one byte a voxel, and become one-hot there.
     """
 
-    def __init__(self, samples: Dataset, numbers: SampleNumbers, batch_size: int, workers: int) -> None:
-        self.numbers = numbers
+    def __init__(
+        self, samples: FusedSamples, numbers: SampleNumbers, batch_size: int, workers: int, classes: int
+    ) -> None:
+        self.samples, self.numbers, self.classes = samples, numbers, classes
+        self.device = torch.device("cpu")
         self._loader = DataLoader(
             _Guarded(samples),
             batch_size=batch_size,
@@ -45,7 +53,7 @@ class FusionLoader:
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             persistent_workers=workers > 0,
         )
 
@@ -53,7 +61,22 @@ class FusionLoader:
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
-            yield batch
+            if bad := batch.pop("set_aside", None):
+                self.samples.set_aside.tell(bad)
+            yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+
+    def _complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if "label" in batch:
+            batch["label_prob"] = one_hot(batch.pop("label"), self.classes)
+        return batch
+
+
+def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
+    """float32 [B, classes, D, H, W] of a label [B, 1, D, H, W], as PyMIC's LabelToProbability makes it."""
+    probability = torch.empty((label.shape[0], classes, *label.shape[2:]), dtype=torch.float32, device=label.device)
+    for k in range(classes):
+        probability[:, k] = label[:, 0] == k
+    return probability
 
 
 class _Guarded(Dataset):
@@ -62,21 +85,24 @@ class _Guarded(Dataset):
     def __init__(self, samples: Dataset) -> None:
         self.samples = samples
 
-    def __getitem__(self, number: int) -> dict[str, Any] | UserError:
+    def __getitem__(self, number: int) -> Batch | UserError:
         try:
             return self.samples[number]
         except UserError as error:
             return error
 
 
-def _collate(samples: list) -> dict[str, torch.Tensor] | UserError:
+def _collate(samples: list[Batch | UserError]) -> Batch | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
-    return default_collate([{key: sample[key] for key in BATCH_KEYS} for sample in samples])
+    keys = ("image", "label_prob" if "label_prob" in samples[0] else "label")
+    batch = default_collate([{key: sample[key] for key in keys} for sample in samples])
+    bad = {index: reason for sample in samples for index, reason in sample.get("set_aside", {}).items()}
+    return {**batch, "set_aside": bad} if bad else batch
 
 
-def _one_thread(_worker: int) -> None:
+def one_thread(_worker: int) -> None:
     """A worker's share is one core: numpy's and ITK's own threads would only fight with the other workers'."""
     import SimpleITK as sitk
 

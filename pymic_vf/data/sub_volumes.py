@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from pymic_vf.data.random_state import ORDER, TRAIN, seeded
+from pymic_vf.data.random_state import ORDER, SPARE, TRAIN, seeded
+from pymic_vf.data.scan import UnusableScanError
+from pymic_vf.data.set_aside import SetAside
 from pymic_vf.data.volume_reader import VolumeReader
 from pymic_vf.errors import UserError
 
@@ -39,6 +41,8 @@ class FusedSamples(Dataset):
         seed: the run's ``random_seed``.
         stream: TRAIN or VALID, which have different samples of the same seed.
         count: the number of samples, for those who ask; any number >= 0 can be had.
+        set_aside: the reader's scans that are not used; a sample that meets one is made of others, and has their
+            reasons by index as ``set_aside``. None: a bad scan is an error.
     """
 
     def __init__(
@@ -49,9 +53,10 @@ class FusedSamples(Dataset):
         seed: int,
         stream: int = TRAIN,
         count: int = 1,
+        set_aside: SetAside | None = None,
     ) -> None:
         self.reader, self.crop_size, self.transforms = reader, tuple(crop_size), transforms
-        self.seed, self.stream, self.count = seed, stream, count
+        self.seed, self.stream, self.count, self.set_aside = seed, stream, count, set_aside
 
     def __len__(self) -> int:
         return self.count
@@ -60,14 +65,15 @@ class FusedSamples(Dataset):
         """Sample `number`: what the last transform leaves of ``image``, ``label`` and ``label_prob``.
 
         Raises:
-            UserError: a scan that cannot be used, or sub-volume transforms that change a sub-volume's size.
+            UserError: scans that cannot be used, or sub-volume transforms that change a sub-volume's size.
         """
         with seeded(self.stream, self.seed, number) as rng:
-            pair = [self._sub_volume(index, rng) for index in self.pair(number, rng)]
+            crops, bad = self._crops(number, self.pair(number, rng), rng.random((2, 3)))
+            pair = [self._sub_volume(crop) for crop in crops]
             sample = dict(pair[0], image_foreground=pair[1]["image"])
             for transform in (self.transforms.fuse, *self.transforms.after):
                 sample = transform(sample)
-        return sample
+        return {**sample, "set_aside": bad} if bad else sample
 
     def pair(self, number: int, rng: np.random.Generator) -> tuple[int, int]:
         """The scans of background and foreground: never the same one.
@@ -81,8 +87,30 @@ class FusedSamples(Dataset):
         foreground = int(rng.integers(scans - 1))
         return background, foreground + (foreground >= background)
 
-    def _sub_volume(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        sample: dict[str, Any] = {"image": self._crop(index, rng)}
+    def _crops(self, number: int, pair: tuple[int, int], places: np.ndarray) -> tuple[list[np.ndarray], dict[int, str]]:
+        """A crop of each scan of the pair, and the bad scans met, whose place another one took.
+
+        Who takes it is drawn for this sample alone, so that it does not matter which process knows what already.
+        """
+        chosen, crops = list(pair), []
+        bad: dict[int, str] = {}
+        spare = np.random.default_rng((SPARE, self.stream, self.seed, number))
+        for side, place in enumerate(places):
+            while len(crops) == side:
+                index = chosen[side]
+                try:
+                    crops.append(self._crop(index, place))
+                except UnusableScanError as error:
+                    if self.set_aside is None:
+                        raise
+                    bad[index] = str(error)
+                    self.set_aside.remember(index, bad[index])
+                    while chosen[side] in bad or chosen[0] == chosen[1]:
+                        chosen[side] = int(spare.integers(len(self.reader)))
+        return crops, bad
+
+    def _sub_volume(self, crop: np.ndarray) -> dict[str, Any]:
+        sample: dict[str, Any] = {"image": crop}
         for transform in self.transforms.before:
             sample = transform(sample)
         if sample["image"].shape[1:] != self.crop_size:
@@ -92,16 +120,25 @@ class FusedSamples(Dataset):
             )
         return sample
 
-    def _crop(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """A crop of uniform place, [C, D, H, W] float32; a volume smaller than the crop is padded by mirroring.
+    def _crop(self, index: int, place: np.ndarray) -> np.ndarray:
+        """The crop at `place`, [C, D, H, W] float32; a volume smaller than the crop is padded by mirroring.
+
+        Args:
+            index: of the scan.
+            place: three numbers in [0, 1), from the first possible place along each axis to the last.
 
         Mirrored anatomy looks like anatomy, in the pair's other scan as in this one. A constant would give the answer
         away: where the foreground is a known c, X = alpha c + (1 - alpha) I_b shows alpha without any context, and the
         border of the padding would show which scan is which.
+
+        Raises:
+            UnusableScanError: the scan cannot be used.
         """
+        if self.set_aside is not None and index in self.set_aside.reasons:
+            raise UnusableScanError(self.set_aside.reasons[index])
         size = np.asarray(self.reader.shape(index)[1:])
         crop = np.asarray(self.crop_size)
-        start = rng.integers(np.minimum(size - crop, 0), np.maximum(size - crop, 0), endpoint=True)
+        start = np.minimum(size - crop, 0) + (place * (np.abs(size - crop) + 1)).astype(int)
         first, last = np.maximum(start, 0), np.minimum(start + crop, size)
         voxels = self.reader.read(index, first.tolist(), (last - first).tolist())
         padding = [(int(a), int(b)) for a, b in zip(first - start, start + crop - last, strict=True)]
