@@ -145,6 +145,10 @@ def differences(theirs: list[torch.Tensor], monais: list[torch.Tensor], ours: li
     changed = (ours[0].argmax(1) != theirs[0].argmax(1)).float().mean().item()
     shares = [f"{100 * (theirs[0].argmax(1) == c).float().mean().item():.0f} %" for c in range(CLASSES)]
     print(f"\nclass map (classes: {', '.join(shares)}): {100 * changed:.4f} % of the voxels differ from PyMIC's")
+    single = tuple(slice(n - w) for n, w in zip(VOLUME, WINDOW, strict=True))  # where no windows of PyMIC's coincide
+    a, b = ours[0][(..., *single)], theirs[0][(..., *single)]
+    print("  output 0 before the last window of each axis, largest difference between ours and PyMIC's, by the largest "
+          f"value: {((a - b).abs().max() / b.abs().max()).item():.1e}")  # fmt: skip
     for i, (a, b) in enumerate(zip(ours, monais, strict=True)):
         print(f"  output {i}, largest difference between ours and MONAI's, by the largest value: "
               f"{((a - b).abs().max() / a.abs().max()).item():.1e}")  # fmt: skip
