@@ -1,4 +1,4 @@
-"""The command ``pymic_vf``: phantoms, demo, preview, check; and ``train`` and ``test``, PyMIC's own commands.
+"""The command ``pymic_vf``: demo, phantoms, preview, check, prepare; and ``train`` and ``test``, PyMIC's own commands.
 
 ``python -m pymic_vf train CFG`` and ``test CFG`` are for those who switch torch's plug-in loading off.
 """
@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
     check = command("check", _check, "find what is wrong with a config and its data, without training")
     check.add_argument("cfg", type=Path, help="any PyMIC config of a network or method of this package")
+    prepare = command("prepare", _prepare, "fill VF_cache_dir before a pretraining; can be stopped and started again")
+    prepare.add_argument("cfg", type=Path, help="a config for pretraining")
+    prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     for name in ("train", "test"):  # listed for the help alone, see main
         commands.add_parser(name, help=f"PyMIC's pymic_{name}, with its arguments")
     return parser
@@ -135,3 +139,16 @@ def _check(options: argparse.Namespace) -> None:
             if section in config:
                 check_supervised(config, stage)
     print(f"{options.cfg}: nothing wrong found")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from pymic_vf.agents import VolumeFusionAgent
+    from pymic_vf.data.prepare import prepare
+
+    agent = VolumeFusionAgent(read_config(options.cfg))
+    stages = ("train", "valid") if agent.plan.valid_scans is not None else ("train",)
+    samples = [agent.get_stage_dataset_from_config(stage) for stage in stages]
+    report = prepare([(each.reader, each.set_aside) for each in samples], options.jobs)
+    print(report)
+    if report.too_many:
+        raise UserError("too many scans cannot be used, see above")
