@@ -6,6 +6,7 @@ convolution, pooling or upsampling that leaves the depth axis alone. Tensors are
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from pymic_vf.networks.norm_act import norm_act
@@ -16,10 +17,25 @@ def scale_factor(dim: int) -> tuple[int, int, int]:
     return (1, 2, 2) if dim == 2 else (2, 2, 2)
 
 
-def conv(in_chns: int, out_chns: int, dim: int) -> nn.Conv3d:
+class Conv3d(nn.Conv3d):
+    """nn.Conv3d without a fault of oneDNN (seen in torch 2.15), which computes it on a CPU.
+
+    For a volume of two slices, the bfloat16 gradient of a 3 x 3 x 3 weight reads memory that nobody has written. Such
+    a volume is small: it is convolved in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        two_slices = x.shape[2] == 2 and self.kernel_size[0] == 3
+        if two_slices and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
+
+
+def conv(in_chns: int, out_chns: int, dim: int) -> Conv3d:
     """A convolution that keeps the size: kernel (1, 3, 3) for `dim` 2, (3, 3, 3) for 3."""
     kernel, padding = ((1, 3, 3), (0, 1, 1)) if dim == 2 else ((3, 3, 3), (1, 1, 1))
-    return nn.Conv3d(in_chns, out_chns, kernel, padding=padding)
+    return Conv3d(in_chns, out_chns, kernel, padding=padding)
 
 
 def pre_activated(layer: nn.Module, chns: int) -> list[nn.Module]:

@@ -19,6 +19,13 @@ from torch.nn import functional as F
 
 from pymic_vf.errors import UserError
 from pymic_vf.networks.conv_blocks import ConvBlock, DownBlock, OutConv, UpBlock, conv
+from pymic_vf.networks.execution import (
+    Compiled,
+    autocast,
+    memory_advice,
+    recomputed,
+    warn_of_slow_convolution,
+)
 from pymic_vf.networks.norm_act import scratch_memory
 from pymic_vf.networks.settings import RESOLUTION_MODES, PCTNetSettings, parse_network_settings
 from pymic_vf.networks.window_attention import WindowTransformer
@@ -28,11 +35,24 @@ STAGES = ("train", "test")
 Layouts = tuple[WindowLayout, WindowLayout]
 
 
-class Embedding(nn.Module):
-    """Local features at levels 0 and 1, and the input of level 2."""
+class Part(nn.Module):
+    """One of the three parts: a chain of steps that may be recomputed in the backward pass one by one."""
 
     def __init__(self, s: PCTNetSettings) -> None:
         super().__init__()
+        self.checkpointing = s.activation_checkpointing
+
+    def step(self, module: nn.Module, *inputs: Any) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return recomputed(module, *inputs)
+        return module(*inputs)
+
+
+class Embedding(Part):
+    """Local features at levels 0 and 1, and the input of level 2."""
+
+    def __init__(self, s: PCTNetSettings) -> None:
+        super().__init__(s)
         (dim0, dim1), (c0, c1, c2) = _dimensions(s), s.feature_chns[:3]
         self.proj = conv(s.in_chns, c0, dim0)
         self.conv0 = ConvBlock(c0, dim0, s.dropout[0])
@@ -41,9 +61,9 @@ class Embedding(nn.Module):
         self.down2 = DownBlock(c1, c2, pool_dim=dim1, conv_dim=3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x0 = self.conv0(self.proj(x))
-        x1 = self.conv1(self.down1(x0))
-        return x0, x1, self.down2(x1)
+        x0 = self.step(self.conv0, self.step(self.proj, x))
+        x1 = self.step(self.conv1, self.step(self.down1, x0))
+        return x0, x1, self.step(self.down2, x1)
 
 
 class PCTBlock(nn.Module):
@@ -62,11 +82,11 @@ class PCTBlock(nn.Module):
         return self.conv(x) + self.trans(self.drop(x), layouts)
 
 
-class Pyramid(nn.Module):
+class Pyramid(Part):
     """Levels 2, 3 and 4, down and up again."""
 
     def __init__(self, s: PCTNetSettings) -> None:
-        super().__init__()
+        super().__init__(s)
         c2, c3, c4 = s.feature_chns[2:]
         self.down3 = DownBlock(c2, c3, pool_dim=3, conv_dim=3)
         self.down4 = DownBlock(c3, c4, pool_dim=3, conv_dim=3)
@@ -81,19 +101,19 @@ class Pyramid(nn.Module):
         self.out_conv3 = OutConv(c3, s.class_num)
 
     def forward(self, x2: Tensor, layouts: tuple[Layouts, Layouts, Layouts]) -> tuple[Tensor, Tensor]:
-        e2 = self.convtrans_e2(x2, layouts[0])
-        e3 = self.convtrans_e3(self.down3(e2), layouts[1])
-        e4 = self.convtrans_e4(self.down4(e3), layouts[2])
-        d3 = self.convtrans_d3(self.up4(e3, e4), layouts[1])
-        d2 = self.convtrans_d2(self.up3(e2, d3), layouts[0])
+        e2 = self.step(self.convtrans_e2, x2, layouts[0])
+        e3 = self.step(self.convtrans_e3, self.step(self.down3, e2), layouts[1])
+        e4 = self.step(self.convtrans_e4, self.step(self.down4, e3), layouts[2])
+        d3 = self.step(self.convtrans_d3, self.step(self.up4, e3, e4), layouts[1])
+        d2 = self.step(self.convtrans_d2, self.step(self.up3, e2, d3), layouts[0])
         return d2, d3
 
 
-class PredictionHead(nn.Module):
+class PredictionHead(Part):
     """Levels 1 and 0 of the decoder."""
 
     def __init__(self, s: PCTNetSettings) -> None:
-        super().__init__()
+        super().__init__(s)
         (dim0, dim1), (c0, c1, c2) = _dimensions(s), s.feature_chns[:3]
         self.up2 = UpBlock(c1, c2, dim=dim1)
         self.conv1 = ConvBlock(c1, dim1, s.dropout[1])
@@ -103,8 +123,8 @@ class PredictionHead(nn.Module):
         self.out_conv1 = OutConv(c1, s.class_num)
 
     def forward(self, x0: Tensor, x1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor]:
-        d1 = self.conv1(self.up2(x1, d2))
-        d0 = self.conv0(self.up1(x0, d1))
+        d1 = self.step(self.conv1, self.step(self.up2, x1, d2))
+        d0 = self.step(self.conv0, self.step(self.up1, x0, d1))
         return d0, d1
 
 
@@ -130,6 +150,10 @@ class PCTNet(nn.Module):
             module.requires_grad_(False)
         for module in self._frozen_modules():
             module.requires_grad_(False)
+        # Called with the network as an argument, which a replica of it is not to mistake.
+        self._run = Compiled(PCTNet._forward_padded) if self.settings.compile else PCTNet._forward_padded
+        if self.settings.precision == "bf16":
+            warn_of_slow_convolution(torch.__version__)
         # Convolutions on a CPU are about twice as fast so, and tokens need no transposition.
         self.to(memory_format=torch.channels_last_3d)
 
@@ -163,19 +187,24 @@ class PCTNet(nn.Module):
             )
         size = x.shape[2:]
         x = self._pad(x).contiguous(memory_format=torch.channels_last_3d)
-        with scratch_memory():
-            outputs = self._forward_padded(x, self._layouts(x))
+        try:
+            with autocast(self.settings.precision, x.device), scratch_memory():
+                outputs = self._run(self, x, self._layouts(x))
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(f"{memory_advice(self.settings, len(x))} {error}") from error
         outputs = [_crop(out, size, stride) for out, stride in zip(outputs, self.settings.strides, strict=False)]
         return outputs if self._multiscale() else outputs[0]
 
     def _forward_padded(self, x: Tensor, layouts: tuple[Layouts, Layouts, Layouts]) -> list[Tensor]:
+        """All of the network, but for padding and cropping; float32 from any precision."""
         x0, x1, x2 = self.embedding(x)
         d2, d3 = self.pyramid_ct(x2, layouts)
         d0, d1 = self.head(x0, x1, d2)
         if not self._multiscale():
-            return [self.head.out_conv0(d0)]
-        pyramid = self.pyramid_ct
-        return [self.head.out_conv0(d0), self.head.out_conv1(d1), pyramid.out_conv2(d2), pyramid.out_conv3(d3)]
+            return [_at_least_float(self.head.step(self.head.out_conv0, d0))]
+        ends = ((self.head.out_conv0, d0), (self.head.out_conv1, d1))
+        ends += ((self.pyramid_ct.out_conv2, d2), (self.pyramid_ct.out_conv3, d3))
+        return [_at_least_float(self.head.step(out_conv, d)) for out_conv, d in ends]
 
     def _multiscale(self) -> bool:
         return self.settings.multiscale_pred and self.stage == "train"
@@ -275,6 +304,10 @@ def _explain_window(s: PCTNetSettings, level: int) -> str:
         f"input_size {list(s.input_size)} is {list(s.level_size(level))} there, "
         f"so the window became {window} and {table}"
     )
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _crop(out: Tensor, size: Size, stride: Size) -> Tensor:

@@ -1,0 +1,134 @@
+"""How a network is run, not what it computes: precision, recomputation of activations, memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from pymic_vf.networks.settings import PCTNetSettings
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache
+def has_bf16(device_type: str) -> bool:
+    """Whether devices of this type compute in bfloat16 themselves; says so once where they do not."""
+    if device_type == "cuda":
+        there = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        there = device_type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not there:
+        log.warning("[network] precision = bf16: this %s has no bfloat16; float32 is used instead", device_type)
+    return there
+
+
+@lru_cache
+def warn_of_slow_convolution(version: str) -> None:
+    """torch 2.9 runs 3D convolutions under autocast about four times slower than 2.8 and 2.10 do."""
+    if version.startswith("2.9."):
+        log.warning(
+            "[network] precision = bf16: torch %s runs 3D convolutions under autocast about four times slower than "
+            "other versions do; install another one, or use precision = fp32",
+            version,
+        )
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Automatic mixed precision where `precision` is "bf16" and the device has it; otherwise nothing."""
+    if precision == "bf16" and has_bf16(device.type):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Tensor:
+    """module(*inputs), whose activations are computed again in the backward pass instead of being kept.
+
+    Dropout repeats its draws, and batch normalisation counts the batch once.
+    """
+    if torch.compiler.is_compiling():  # the compiled backward pass has no side effects to take care of
+        return checkpoint(module, *inputs, use_reentrant=False)
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=partial(_contexts, module))
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), _running_statistics_untouched(module)
+
+
+@contextmanager
+def _running_statistics_untouched(module: nn.Module) -> Iterator[None]:
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    kept = [(norm, dict(norm._buffers)) for norm in norms]
+    for norm, buffers in kept:
+        norm._buffers.update({name: value if value is None else value.clone() for name, value in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in kept:
+            norm._buffers.update(buffers)
+
+
+class Compiled:
+    """A function of a network and tensors, compiled for each shape of its second argument that comes a second time.
+
+    Training crops and sliding windows come again and again; a size that comes once runs uncompiled, as compiling would
+    take far longer. So does everything, after one line in the log, where nothing can be compiled. Copies and pickles
+    compile anew.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self._compiled: Callable | None = None
+        self._seen: set[tuple] = set()
+
+    def __call__(self, network: nn.Module, x: Tensor, *args: Any) -> Any:
+        kind = (x.shape, x.device, network.training, torch.is_grad_enabled())
+        if kind not in self._seen:
+            self._seen.add(kind)
+            return self.function(network, x, *args)
+        from torch._dynamo.exc import TorchDynamoException
+
+        if self._compiled is None:
+            self._compiled = self._compile()
+        try:
+            return self._compiled(network, x, *args)
+        except TorchDynamoException as error:
+            self._compiled = self._give_up(error)
+        return self.function(network, x, *args)
+
+    def _compile(self) -> Callable:
+        try:
+            return torch.compile(self.function, dynamic=False)
+        except RuntimeError as error:  # a Python or a system that torch.compile does not support
+            return self._give_up(error)
+
+    def _give_up(self, error: Exception) -> Callable:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        log.warning("[network] compile = True: not possible here, the network runs uncompiled (%s)", reason)
+        return self.function
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compiled": None}
+
+
+def memory_advice(s: PCTNetSettings, batch: int) -> str:
+    """What to change when memory runs out in training, with how much of the activations' memory each change saves.
+
+    Shares as `benchmarks/network_step.py` prints them: what is kept for the backward pass at the paper's settings.
+    """
+    ways = []
+    if s.precision != "bf16":
+        ways.append("[network] precision = bf16 saves about 45 %")
+    if not s.activation_checkpointing:
+        ways.append("[network] activation_checkpointing = True about 70 %, for a third more time")
+    if batch > 1:
+        ways.append(f"a batch of {batch // 2} instead of {batch} about {100 * (batch - batch // 2) // batch} %")
+    ways.append("half the crop in one axis about 50 %")
+    return "Memory for activations ran out. Of it, " + "; ".join(ways) + "."
