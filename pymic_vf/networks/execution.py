@@ -119,16 +119,16 @@ class Compiled:
 
 
 def memory_advice(s: PCTNetSettings, batch: int) -> str:
-    """What to change when memory runs out in training, with how much of the activations' memory each change saves.
+    """What to change when memory runs out, with how much each change saves of what the backward pass needs kept.
 
-    Shares as `benchmarks/network_step.py` prints them: what is kept for the backward pass at the paper's settings.
+    The shares are those that `benchmarks/network_step.py` prints; a batch and a crop count in proportion.
     """
     ways = []
     if s.precision != "bf16":
-        ways.append("[network] precision = bf16 saves about 45 %")
+        ways.append("[network] precision = bf16 saves about 35 %")
     if not s.activation_checkpointing:
-        ways.append("[network] activation_checkpointing = True about 70 %, for a third more time")
+        ways.append("[network] activation_checkpointing = True about 85 %, but a step takes about a third longer")
     if batch > 1:
         ways.append(f"a batch of {batch // 2} instead of {batch} about {100 * (batch - batch // 2) // batch} %")
     ways.append("half the crop in one axis about 50 %")
-    return "Memory for activations ran out. Of it, " + "; ".join(ways) + "."
+    return "Memory ran out. Of what is kept for the backward pass, " + "; ".join(ways) + "."

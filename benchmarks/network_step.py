@@ -1,0 +1,259 @@
+"""How fast PCT-Net is against its plain float32 form: a forward pass, a training step, and on CUDA peak memory.
+
+    python benchmarks/network_step.py [--repeats 3] [--threads 2] [--size 64 128 128] [--no-train]
+
+The plain form (plain_pct_net.py): explicit softmax attention, contiguous layout, everything made anew at each pass.
+All sides of a row run in turn, repeat after repeat, so that whatever else the machine does meets them alike; the figure
+is the median. "share of the convolutions' rate" is operations per second of the whole network over those of its
+convolutions run alone, on tensors of the same shape and layout, in the same turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from plain_pct_net import PlainPCTNet
+from torch import Tensor, nn
+
+from pymic_vf.networks.pct_net import PCTNet
+
+PAPER = {
+    "in_chns": 1,
+    "class_num": 5,
+    "feature_chns": [24, 48, 128, 256, 512],
+    "dropout": [0, 0, 0.2, 0.2, 0.2],
+    "resolution_mode": 1,
+    "multiscale_pred": True,
+}
+
+
+def main() -> None:
+    args = _arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {_processor()}, {threads} threads")
+    print(f"input {args.size}, feature_chns {PAPER['feature_chns']}, resolution_mode 1, median of {args.repeats} turns")
+    params = PAPER | {"input_size": args.size}
+    kept_memory()
+    cpu_inference(params, args)
+    if args.train:
+        cpu_training(params, args)
+    if torch.cuda.is_available():
+        print(torch.cuda.get_device_name())
+        cuda_training(params, args)
+    else:
+        print("no CUDA device: its rows are left out")
+
+
+def cpu_inference(params: dict[str, Any], args: argparse.Namespace) -> None:
+    """Rows of a forward pass in eval mode, batch 1, stage test, without gradients."""
+    plain, fast, half = _same_weights(params, [{}, {}, {"precision": "bf16"}], "cpu")
+    for net in (plain, fast, half):
+        net.eval().set_stage("test")
+    x = torch.randn(1, 1, *args.size)
+    convolutions, conv_operations = convolutions_alone(fast, x)
+    sides = {"plain": lambda: plain(x), "fast": lambda: fast(x), "bf16": lambda: half(x), "conv": convolutions}
+    with torch.no_grad():
+        seconds = in_turns(sides, args.repeats)
+    # The attention and MLP part of 711 GFLOP scales as the convolutions do, but for padding to whole windows.
+    operations = conv_operations * 711 / 584
+    rate, alone = operations / seconds["fast"], conv_operations / seconds["conv"]
+    print("\nCPU, forward, eval, batch 1")
+    _row("plain float32", seconds["plain"])
+    _row("float32", seconds["fast"], seconds["plain"], 1.8)
+    _row("bf16", seconds["bf16"], seconds["plain"], 3)
+    print(f"  convolutions alone        {seconds['conv']:8.2f} s")
+    print(f"  share of the convolutions' rate {100 * rate / alone:4.0f} %   (goal 75 %; {rate / 1e9:.0f} GFLOP/s)")
+
+
+def kept_memory() -> None:
+    """What a forward pass keeps for the backward pass: 32 x 64 x 64, batch 1, on the CPU; weights not counted."""
+    params = PAPER | {"input_size": [32, 64, 64]}
+    checkpointing = {"activation_checkpointing": True}
+    ways = {"float32": {}, "bf16": {"precision": "bf16"}, "float32 + checkpointing": checkpointing}
+    ways["bf16 + checkpointing"] = {"precision": "bf16"} | checkpointing
+    x = torch.randn(1, 1, 32, 64, 64)
+    plain = _kept(PlainPCTNet(params).train(), x)
+    print(f"\nKept for the backward pass, 32 x 64 x 64, CPU\n  {'plain float32':26s}{plain / 2**20:8.0f} MiB")
+    for name, changes in ways.items():
+        kept = _kept(PCTNet(params | changes).train(), x)
+        print(f"  {name:26s}{kept / 2**20:8.0f} MiB{100 * kept / plain:6.0f} %")
+
+
+def _kept(net: PCTNet, x: Tensor) -> int:
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+    saved: dict[int, Tensor] = {}  # the tensors too, so that no memory is used and counted twice
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = net(x)
+    kept = sum(tensor.untyped_storage().nbytes() for pointer, tensor in saved.items() if pointer not in own)
+    del outputs
+    return kept
+
+
+def cpu_training(params: dict[str, Any], args: argparse.Namespace) -> None:
+    """Rows of a training step, batch 1: forward, cross entropy at four scales, backward, Adam."""
+    plain, fast, half = _same_weights(params, [{}, {}, {"precision": "bf16"}], "cpu")
+    steps = {name: training_step(net, 1, args.size) for name, net in (("plain", plain), ("fast", fast), ("bf16", half))}
+    seconds = in_turns(steps, args.repeats)
+    print("\nCPU, training step, batch 1")
+    _row("plain float32", seconds["plain"])
+    _row("float32", seconds["fast"], seconds["plain"], 1.5)
+    _row("bf16", seconds["bf16"], seconds["plain"])
+
+
+def cuda_training(params: dict[str, Any], args: argparse.Namespace) -> None:
+    """Rows of a training step on CUDA: time and peak memory for each way to run it, at batch 4 and 2."""
+    saving = {"precision": "bf16", "compile": True}
+    ways = {
+        "plain float32": {},
+        "float32": {},
+        "bf16": {"precision": "bf16"},
+        "bf16 + compile": saving,
+        "bf16 + checkpointing": {"precision": "bf16", "activation_checkpointing": True},
+        "bf16 + compile + checkpointing": saving | {"activation_checkpointing": True},
+    }
+    for batch in (4, 2):
+        print(f"\nCUDA, training step, batch {batch}: ms, peak GiB (share of the plain form's)")
+        plain_time = plain_peak = None
+        for name, changes in ways.items():
+            net = (PlainPCTNet if name == "plain float32" else PCTNet)(params | changes).cuda()
+            milliseconds, peak = _time_and_peak(training_step(net, batch, args.size), max(args.repeats, 10))
+            plain_time, plain_peak = plain_time or milliseconds, plain_peak or peak
+            print(
+                f"  {name:32s}{milliseconds:8.1f} ms ({plain_time / milliseconds:4.1f}x)"
+                f"{peak:8.2f} GiB ({100 * peak / plain_peak:3.0f} %)"
+            )
+            del net
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def training_step(net: PCTNet, batch: int, size: list[int]) -> Callable[[], None]:
+    """A function that does one step of `net` where it is, on the same random batch each time."""
+    device = next(net.parameters()).device
+    x = torch.randn(batch, 1, *size, device=device)
+    net.train()
+    with torch.no_grad():
+        labels = [torch.randint(0, net.settings.class_num, (batch, *out.shape[2:]), device=device) for out in net(x)]
+    optimizer = torch.optim.Adam(net.get_parameters_to_update(), 1e-3, weight_decay=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses = [nn.functional.cross_entropy(out, label) for out, label in zip(net(x), labels, strict=True)]
+        sum(losses).backward()
+        optimizer.step()
+
+    return step
+
+
+def convolutions_alone(net: PCTNet, x: Tensor) -> tuple[Callable[[], None], float]:
+    """A function that runs the convolutions of a forward pass on random inputs, and their number of operations."""
+    calls: list[tuple[nn.Module, Tensor]] = []
+    operations = 0.0
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal operations
+        # One buffer for all inputs of a shape: that of the network is in the cache no more than this one.
+        shapes = {tuple(seen.shape): seen for _, seen in calls}
+        shape = tuple(inputs[0].shape)
+        if shape not in shapes:
+            shapes[shape] = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
+        calls.append((module, shapes[shape]))
+        spread = inputs[0] if isinstance(module, nn.ConvTranspose3d) else output
+        operations += 2.0 * module.weight.numel() * spread[:, 0].numel()
+
+    with _hooks(net, (nn.Conv3d, nn.ConvTranspose3d), note), torch.no_grad():
+        net(x)
+
+    def run() -> None:
+        for module, tensor in calls:
+            module(tensor)
+
+    return run, operations
+
+
+def in_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each side; one turn before the first that counts."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _time_and_peak(step: Callable[[], None], repeats: int) -> tuple[float, float]:
+    for _ in range(3):
+        step()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
+
+
+@contextmanager
+def _hooks(net: nn.Module, kinds: tuple[type, ...], hook: Callable) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module in net.modules() if isinstance(module, kinds)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _same_weights(params: dict[str, Any], changes: list[dict[str, Any]], device: str) -> list[PCTNet]:
+    """The plain form, and a PCTNet for each of the other changes."""
+    nets = [PlainPCTNet(params | changes[0]), *(PCTNet(params | change) for change in changes[1:])]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    return [net.to(device) for net in nets]
+
+
+def _row(name: str, seconds: float, plain: float | None = None, goal: float | None = None) -> None:
+    factor = f"{plain / seconds:6.2f}x" if plain else ""
+    print(f"  {name:26s}{seconds:8.2f} s{factor}" + (f"   (goal {goal}x)" if goal else ""), flush=True)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--size", type=int, nargs=3, default=[64, 128, 128])
+    parser.add_argument("--no-train", dest="train", action="store_false")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
