@@ -98,6 +98,9 @@ def fuse(background: np.ndarray, foreground: np.ndarray, label: np.ndarray, clas
         raise ValueError(
             f"background {background.shape}, foreground {foreground.shape} and label {label.shape} must be of one size"
         )
-    alpha = (np.arange(classes + 1, dtype=np.float32) / np.float32(classes))[label]
+    alpha = np.take(np.arange(classes + 1, dtype=np.float32) / np.float32(classes), label)
     # (1 - a) b + a f, not b + a (f - b): the latter rounds where a = 1
-    return (1 - alpha) * background.astype(np.float32, copy=False) + alpha * foreground.astype(np.float32, copy=False)
+    fused = alpha * foreground.astype(np.float32, copy=False)
+    np.subtract(1, alpha, out=alpha)
+    fused += alpha * background.astype(np.float32, copy=False)
+    return fused

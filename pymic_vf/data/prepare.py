@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pymic_vf.data.cache_folder import GIB
-from pymic_vf.data.loader import one_thread
+from pymic_vf.data.loader import set_up_worker
 from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.set_aside import SetAside
 from pymic_vf.data.volume_reader import VolumeReader
@@ -75,7 +75,7 @@ def look_at(reader: VolumeReader, count: int, jobs: int, title: str) -> Iterator
         batch_size=None,
         num_workers=jobs if jobs > 1 else 0,
         collate_fn=_as_it_is,
-        worker_init_fn=one_thread,
+        worker_init_fn=set_up_worker,
     )
     # disable=None: no line where the output is no terminal
     for look in tqdm(loader, title, count, disable=None, leave=False, unit="scan"):

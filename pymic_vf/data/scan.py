@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 
+from pymic_vf.data.nifti import read_plain_nifti
 from pymic_vf.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".h5")
@@ -83,17 +84,19 @@ def _read_h5(file: Path) -> Scan:
 def _read_with_simpleitk(file: Path) -> Scan:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
-    image = reader.Execute()
-    if file.name.lower().endswith((".nii", ".nii.gz")):
-        _verify_nifti(file, reader)
-    voxels = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
+    reader.ReadImageInformation()
+    voxels = read_plain_nifti(file, reader)
+    if voxels is None:
+        voxels = sitk.GetArrayFromImage(reader.Execute())
+        if file.name.lower().endswith((".nii", ".nii.gz")):
+            _verify_nifti(file, reader)
+    if reader.GetNumberOfComponents() > 1:
         voxels = np.moveaxis(voxels, -1, 0)
     voxels = _channels_first(voxels, file)
-    spacing = image.GetSpacing()[2::-1]
-    if image.GetDimension() != 3:
-        return Scan(voxels, spacing, image.GetOrigin()[:3])
-    return Scan(voxels, spacing, image.GetOrigin(), image.GetDirection())
+    spacing = reader.GetSpacing()[2::-1]
+    if reader.GetDimension() != 3:
+        return Scan(voxels, spacing, reader.GetOrigin()[:3])
+    return Scan(voxels, spacing, reader.GetOrigin(), reader.GetDirection())
 
 
 def _channels_first(voxels: np.ndarray, file: Path) -> np.ndarray:
