@@ -1,11 +1,12 @@
 """How fast PCT-Net is against its plain float32 form: a forward pass, a training step, and on CUDA peak memory.
 
-    python benchmarks/network_step.py [--repeats 3] [--threads 2] [--size 64 128 128] [--no-train]
+    python benchmarks/network_step.py [--repeats 3] [--threads 2] [--size 64 128 128] [--no-train] [--cpu-time]
 
 The plain form (plain_pct_net.py): explicit softmax attention, contiguous layout, everything made anew at each pass.
 All sides of a row run in turn, repeat after repeat, so that whatever else the machine does meets them alike; the figure
-is the median. "share of the convolutions' rate" is operations per second of the whole network over those of its
-convolutions run alone, on tensors of the same shape and layout, in the same turns.
+is the median. On a machine that others use too, --cpu-time counts processor time instead, best with one thread.
+"share of the convolutions' rate" is operations per second of the whole network over those of its convolutions run
+alone, on tensors of the same shape and layout, in the same turns.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {_processor()}, {threads} threads")
     print(f"input {args.size}, feature_chns {PAPER['feature_chns']}, resolution_mode 1, median of {args.repeats} turns")
+    print("processor time" if args.cpu_time else "wall-clock time")
     params = PAPER | {"input_size": args.size}
     kept_memory()
     cpu_inference(params, args)
@@ -65,7 +67,7 @@ def cpu_inference(params: dict[str, Any], args: argparse.Namespace) -> None:
     convolutions, conv_operations = convolutions_alone(fast, x)
     sides = {"plain": lambda: plain(x), "fast": lambda: fast(x), "bf16": lambda: half(x), "conv": convolutions}
     with torch.no_grad():
-        seconds = in_turns(sides, args.repeats)
+        seconds = in_turns(sides, args)
     # The attention and MLP part of 711 GFLOP scales as the convolutions do, but for padding to whole windows.
     operations = conv_operations * 711 / 584
     rate, alone = operations / seconds["fast"], conv_operations / seconds["conv"]
@@ -110,7 +112,7 @@ def cpu_training(params: dict[str, Any], args: argparse.Namespace) -> None:
     """Rows of a training step, batch 1: forward, cross entropy at four scales, backward, Adam."""
     plain, fast, half = _same_weights(params, [{}, {}, {"precision": "bf16"}], "cpu")
     steps = {name: training_step(net, 1, args.size) for name, net in (("plain", plain), ("fast", fast), ("bf16", half))}
-    seconds = in_turns(steps, args.repeats)
+    seconds = in_turns(steps, args)
     print("\nCPU, training step, batch 1")
     _row("plain float32", seconds["plain"])
     _row("float32", seconds["fast"], seconds["plain"], 1.5)
@@ -188,15 +190,16 @@ def convolutions_alone(net: PCTNet, x: Tensor) -> tuple[Callable[[], None], floa
     return run, operations
 
 
-def in_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def in_turns(sides: dict[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each side; one turn before the first that counts."""
+    clock = time.process_time if args.cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
+    for turn in range(args.repeats + 1):
         for name, run in sides.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -252,6 +255,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--size", type=int, nargs=3, default=[64, 128, 128])
     parser.add_argument("--no-train", dest="train", action="store_false")
+    parser.add_argument("--cpu-time", action="store_true")
     return parser.parse_args()
 
 
