@@ -186,9 +186,8 @@ def main() -> None:
                     (folder / path.name).symlink_to(path.absolute())
         else:
             names = make_volumes(folder, options.count, options.size)
-        print(
-            f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-        )
+        machine = platform.processor() or platform.machine()
+        print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}")
         measure_samples(folder, names, options.repeats)
         measure_reading(folder, names, options.repeats)
         measure_worker(folder, names, options.repeats)

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def loader_of(samples: FusedSamples, count: int | None, workers: int) -> FusionL
 
 def in_process(work: Callable, *arguments: Any) -> Any:
     """The result of a function in a process of its own, which inherits nothing that was measured before."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def time_to_first_batch(csv: Path, workers: int) -> tuple[float, float]:
