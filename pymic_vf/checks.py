@@ -13,6 +13,7 @@ from pymic.transform.trans_dict import TransformDict
 from pymic_vf.config import FUSE, ReadingSettings, SampleSettings, Section, parse_reading, parse_samples
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
+from pymic_vf.inference import parse_inference
 from pymic_vf.networks.settings import parse_network_settings
 
 TRAINING_KEYS = {
@@ -141,6 +142,7 @@ def check_supervised(config: Mapping[str, Mapping[str, Any]], stage: str) -> Non
         _check_transforms(dataset, key, dataset.names(key))
         _check_labelled_files(dataset, each)
     _check_pct_net(network)
+    parse_inference(config, "valid" if stage == "train" else "test", mistakes)
     if stage == "train":
         dataset.integer("train_batch_size", 0, 1)
         _check_training(training, dataset)

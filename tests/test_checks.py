@@ -83,6 +83,10 @@ def test_a_right_config_passes(scans: Path, tmp_path: Path):
         ({"dataset": {"train_transform": ["RandomFlip"]}}, "randomflip_flip_depth is missing"),
         ({"dataset": {"valid_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
         ({"network": {"resolution_mode": 3}}, "resolution_mode"),
+        (
+            {"testing": {"sliding_window_inferer": "fats"}},
+            "must be one of stock, fast (did you mean fast?), got 'fats'",
+        ),
         ({"training": {"weight_decay": None}}, "weight_decay is missing"),
     ],
 )
