@@ -123,8 +123,8 @@ def test_dropout_on_the_attention_weights_has_its_rate():
     torch.manual_seed(0)
     out = attn(torch.zeros(27 * 64, 4), window_layout(1, (12, 12, 12), 3, 0, CPU))
     # 1728 rows of 27 weights of about 1/27, each kept with p = 1/2: standard error of the mean 1 / sqrt(1728 * 27).
-    assert abs(float(out.mean()) - 1) < 5 / (1728 * 27) ** 0.5
-    assert float(out[:, 0].std()) > 0.1
+    assert abs(out.mean().item() - 1) < 5 / (1728 * 27) ** 0.5
+    assert out[:, 0].std().item() > 0.1
     attn.eval()
     out = attn(torch.zeros(27 * 64, 4), window_layout(1, (12, 12, 12), 3, 0, CPU))
     torch.testing.assert_close(out, torch.ones_like(out))
