@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,10 @@ class ChunkedVolumeReader:
         self.scans, self.transform, self.folder, self.memory_bytes = scans, transform, folder, memory_bytes
         self._transforms = describe(transform.transforms)
         self._open: OrderedDict[int, tuple[State, VolumeFile | _InMemory]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open volumes: a worker that is not forked gets the reader as bytes."""
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def __len__(self) -> int:
         return len(self.scans)
