@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_pymic(*arguments)
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("numexpr").setLevel(logging.WARNING)  # blosc2's helper tells of its threads
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # which blosc2 imports, tells of its threads
     try:
         options.run(options)
     except UserError as error:
