@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def loader_of(samples: FusedSamples, count: int | None, workers: int) -> FusionL
 
 def in_process(work: Callable, *arguments: Any) -> Any:
     """The result of a function in a process of its own, which inherits nothing that was measured before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # its workers are forked, as those of a training are
+    context, fork = multiprocessing.get_context("spawn"), partial(multiprocessing.set_start_method, "fork", force=True)
+    with ProcessPoolExecutor(1, mp_context=context, initializer=fork) as pool:
         return pool.submit(work, *arguments).result()
 
 
