@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pymic.net_run.agent_seg import SegmentationAgent
 from pymic.net_run.infer_func import Inferer
 from tqdm import tqdm
@@ -27,6 +28,8 @@ from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.data.volume_reader import VolumeReader, VolumeTransform, WholeVolumeReader
 from pymic_vf.data.volume_store import ChunkedVolumeReader
 from pymic_vf.errors import ConfigError, UserError
+from pymic_vf.global_batch import spread, synchronise_batch_norm
+from pymic_vf.processes import Processes
 
 log = logging.getLogger(__name__)
 # A volume with a side of less than this share of the sub-volume's would be mostly mirror images of itself.
@@ -45,7 +48,11 @@ class VolumeFusionAgent(SegmentationAgent):
     """
 
     def __init__(self, config: dict[str, dict[str, Any]], stage: str = "train") -> None:
-        self.plan: PretrainingPlan = check_pretraining(config)
+        self.processes = Processes.meet()
+        with self.processes.leader_first():
+            self.plan: PretrainingPlan = check_pretraining(config, self.processes.count)
+        if self.processes.count > 1:
+            config["training"]["gpus"] = [self.processes.device_number(config["training"]["gpus"])]
         config.setdefault("testing", {})  # PyMIC's validation looks into it
         super().__init__(config, stage)
 
@@ -67,7 +74,7 @@ class VolumeFusionAgent(SegmentationAgent):
         after = settings.after[:-1] if settings.after[-1] == ONE_HOT else settings.after
         steps = SampleTransforms(made(settings.before), fuse_transform(dataset), made(after))
         report = Path(self.config["training"]["ckpt_dir"]) / FILE
-        set_aside = SetAside(scans, self.plan.reading.max_bad_fraction, report)
+        set_aside = SetAside(scans, self.plan.reading.max_bad_fraction, report, self.processes.leads)
         reader = self._reader(scans, transform)
         return FusedSamples(reader, settings.crop_size, steps, self.random_seed, stream, count, set_aside)
 
@@ -80,30 +87,46 @@ class VolumeFusionAgent(SegmentationAgent):
 
     def create_dataset(self) -> None:
         """Check the scans, then make the loaders: the endless training stream and the fixed validation samples."""
-        dataset, classes = self.config["dataset"], self.config["network"]["class_num"]
-        workers = dataset.get("num_worker", 8)
-        self.train_set = self.get_stage_dataset_from_config("train")
-        sets = [self.train_set]
+        dataset = self.config["dataset"]
+        sets = {"train": self.get_stage_dataset_from_config("train")}
         if self.plan.valid_scans is not None:
-            self.valid_set = self.get_stage_dataset_from_config("valid")
-            sets.append(self.valid_set)
-        check_scans([(samples.reader, samples.set_aside) for samples in sets], workers)
-        _try(self.train_set, "train_transform")
-        batch = dataset["train_batch_size"]
-        self.train_loader = FusionLoader(self.train_set, SampleNumbers(), batch, workers, classes)
-        if self.plan.valid_scans is not None:
-            _try(self.valid_set, "valid_transform")
+            sets["valid"] = self.get_stage_dataset_from_config("valid")
+        known = self.processes.from_leader(lambda: self._look_at_scans(sets))
+        for samples, reasons in zip(sets.values(), known, strict=True):
+            samples.set_aside.tell(reasons)
+        self.train_set, self.valid_set = sets["train"], sets.get("valid")
+        share = dataset["train_batch_size"] // self.processes.count
+        part = (self.processes.rank, self.processes.count, share)
+        self.train_loader = self._loader(self.train_set, SampleNumbers(part=part), share)
+        if self.valid_set is not None:
             numbers = SampleNumbers(count=self.plan.valid_samples)
-            batch = dataset.get("valid_batch_size", 1)
-            self.valid_loader = FusionLoader(self.valid_set, numbers, batch, workers, classes)
-        others = [f"{samples.count} samples of {len(samples.reader)} others to validate" for samples in sets[1:]]
+            self.valid_loader = self._loader(self.valid_set, numbers, dataset.get("valid_batch_size", 1))
+
+    def _look_at_scans(self, sets: dict[str, FusedSamples]) -> list[dict[int, str]]:
+        """Before any work: can the scans be used, and samples be made of them? Returns the bad scans of each set."""
+        workers = self.config["dataset"].get("num_worker", 8)
+        check_scans([(samples.reader, samples.set_aside) for samples in sets.values()], workers)
+        for stage, samples in sets.items():
+            _try(samples, f"{stage}_transform")
+        valid = sets.get("valid")
         log.info(
             "Volume Fusion of %d scans, %s; sub-volumes %s, K = %d",
             len(self.plan.train_scans),
-            *(others or ["no valid_csv"]),
+            f"{valid.count} samples of {len(valid.reader)} others to validate" if valid else "no valid_csv",
             list(self.plan.train.crop_size),
             self.plan.train.fusion.classes,
         )
+        return [samples.set_aside.reasons for samples in sets.values()]
+
+    def _loader(self, samples: FusedSamples, numbers: SampleNumbers, batch: int) -> FusionLoader:
+        workers = self.config["dataset"].get("num_worker", 8)
+        return FusionLoader(samples, numbers, batch, workers, self.config["network"]["class_num"])
+
+    def create_network(self) -> None:
+        """As PyMIC; with several processes, batch normalisation is over the batches of all of them."""
+        super().create_network()
+        if self.processes.count > 1:
+            self.net = synchronise_batch_norm(self.net, "cuda" if torch.cuda.is_available() else "cpu")
 
     def create_optimizer(self, params: Any, checkpoint: dict[str, Any] | None = None) -> None:
         """As PyMIC; a resumed run also goes on with the sample after the last one that the checkpoint saw."""
@@ -116,41 +139,63 @@ class VolumeFusionAgent(SegmentationAgent):
             if loader is not None:
                 loader.device = self.device
         super().create_optimizer(params, checkpoint)
+        self.processes.connect(self.device)
+        # the network that training() runs: PyMIC saves, loads and validates the network itself
+        self.trained_net = self.net if self.processes.count == 1 else spread(self.net, self.device)
 
     def training(self) -> dict[str, Any]:
         """One block of ``iter_valid`` iterations, with a progress line where the output is a terminal.
 
         Returns:
-            PyMIC's scalars, and ``block_time``, what the block took in seconds.
+            PyMIC's scalars, and ``block_time``, what the block took in seconds; in the leader, the mean of all
+            processes.
         """
         block, last = (self.config["training"][key] for key in ("iter_valid", "iter_max"))
         stream, start = self.trainIter, time.monotonic()
-        # disable=None: no line where the output is no terminal
-        with tqdm(total=last, initial=self.iteration, desc="pretraining", unit="it", disable=None, leave=False) as line:
+        hidden = None if self.processes.leads else True  # None: no line where the output is no terminal
+        net, self.net = self.net, self.trained_net
+        with tqdm(
+            total=last, initial=self.iteration, desc="pretraining", unit="it", disable=hidden, leave=False
+        ) as line:
             self.trainIter = _counted(stream, line)
             try:
                 scalars = super().training()
-                return {**scalars, "block_time": time.monotonic() - start}
             finally:
-                self.trainIter = stream
+                self.net, self.trainIter = net, stream
                 self.iteration += block
+        scalars["block_time"] = time.monotonic() - start
+        for bad in self.processes.gather(self.train_set.set_aside.reasons):
+            self.train_set.set_aside.tell(bad)
+        return _mean(self.processes.gather(scalars))
 
     def validation(self) -> dict[str, Any] | None:
         """The mean loss and Dice of the fixed samples, each of which is one window."""
         if self.inferer is None:
             self.inferer = Inferer({"class_num": self.config["network"]["class_num"]})
-        return super().validation()
+        return self.processes.from_leader(super().validation)
+
+    def train_valid(self) -> None:
+        """As PyMIC."""
+        super().train_valid()
+        self.processes.disconnect()
 
     def write_scalars(
         self, train_scalars: dict[str, Any], valid_scalars: dict[str, Any] | None, lr_value: float, glob_it: int
     ) -> None:
         """As PyMIC, the share of the time spent waiting for data, and the Dice of each fusion class."""
+        if not self.processes.leads:
+            return
         super().write_scalars(train_scalars, valid_scalars, lr_value, glob_it)
         log.info("waited for data %.1f %% of the time", 100 * train_scalars["data_time"] / train_scalars["block_time"])
         if valid_scalars is not None:
             classes = self.plan.valid.fusion.classes
             dice = (f"{k}/{classes}: {value:.4f}" for k, value in enumerate(valid_scalars["class_dice"]))
             log.info("valid dice by fusion coefficient  %s", "  ".join(dice))
+
+
+def _mean(scalars: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each of PyMIC's scalars over the processes."""
+    return {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
 
 
 def _counted(stream: Iterator, line: tqdm) -> Iterator:

@@ -57,15 +57,19 @@ class PretrainingPlan:
     reading: ReadingSettings
 
 
-def check_pretraining(config: Mapping[str, Mapping[str, Any]]) -> PretrainingPlan:
+def check_pretraining(config: Mapping[str, Mapping[str, Any]], processes: int = 1) -> PretrainingPlan:
     """Check PyMIC's parsed config for Volume Fusion pretraining.
+
+    Args:
+        config: PyMIC's parsed config.
+        processes: how many share each batch.
 
     Raises:
         ConfigError: with every mistake found.
     """
     mistakes: list[str] = []
     dataset, network, training = (Section(config.get(s, {}), s, mistakes) for s in ("dataset", "network", "training"))
-    plan = _check_dataset(dataset)
+    plan = _check_dataset(dataset, processes)
     _check_network(network, plan.train.fusion.classes, dataset.integer("modal_num", 1, 1))
     _check_training(training, dataset)
     _check_iterations(training)
@@ -77,9 +81,10 @@ def check_pretraining(config: Mapping[str, Mapping[str, Any]]) -> PretrainingPla
     return plan
 
 
-def _check_dataset(dataset: Section) -> PretrainingPlan:
+def _check_dataset(dataset: Section, processes: int) -> PretrainingPlan:
     dataset.require("tensor_type", "float (or double)")
-    dataset.integer("train_batch_size", 0, 1)
+    if dataset.integer("train_batch_size", 0, 1) % processes:
+        dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
     dataset.integer("num_worker", 8, 0)
     train = parse_samples(dataset)
     _check_transforms(dataset, "volume_transform", train.volume_transform)

@@ -10,6 +10,7 @@ import builtins
 import configparser
 import functools
 import logging
+import os
 import re
 import sys
 import traceback
@@ -23,6 +24,7 @@ import torch
 from pymic_vf import checkpoint
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
+from pymic_vf.processes import is_follower
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,26 @@ def _open_whole(file: Any, mode: str = "r", *args: Any, **options: Any) -> IO:
 
     stream.close = close_and_rename
     return stream
+
+
+def let_the_leader_write(host: ModuleType) -> None:
+    """Under ``torchrun`` every process would write the same files: those of process 0 are enough."""
+    if not is_follower():
+        return
+    _torch_of(host).save = lambda *_, **__: None
+    host.open = _open_nothing_to_write
+    host.SummaryWriter = functools.partial(host.SummaryWriter, write_to_disk=False)
+
+
+def _open_nothing_to_write(file: Any, mode: str = "r", *args: Any, **options: Any) -> IO:
+    return builtins.open(os.devnull if "w" in mode else file, mode, *args, **options)  # noqa: PTH123
+
+
+def let_the_leader_log(host: ModuleType) -> None:
+    """Under ``torchrun`` every process would log the same lines into one file: the others only print their warnings."""
+    if is_follower():
+        logging.getLogger().addHandler(logging.NullHandler())  # with it, PyMIC's basicConfig does nothing
+        host.wrtie_config = lambda *_: None
 
 
 def load_checkpoints_safely(host: ModuleType) -> None:

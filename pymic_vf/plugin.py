@@ -83,6 +83,7 @@ REPAIRS = (
     *(Repair(*agent, "use_available_device") for agent in AGENTS),
     *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_the_leader_write"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
@@ -92,6 +93,7 @@ REPAIRS = (
     # the commands are half made when torch, which they import, calls us, and need nothing but to have been started
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),
     Repair("pymic.net_run.predict", "sys", "show_user_errors_plainly"),
+    Repair("pymic.net_run.train", "main", "let_the_leader_log"),
     Repair("pymic.net_run.train", "main", "explain_missing_keys"),
     Repair("pymic.net_run.predict", "main", "explain_missing_keys"),
 )

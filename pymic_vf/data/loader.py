@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -19,16 +20,21 @@ MALLOC = {-1: 128 * 2**20, -3: 32 * 2**20}
 
 
 class SampleNumbers(Sampler):
-    """The numbers of the stream from `start` on, without end; or `count` of them."""
+    """The numbers of the stream from `start` on, without end; or `count` of them.
 
-    def __init__(self, start: int = 0, count: int | None = None) -> None:
-        self.start, self.count = start, count
+    Args:
+        start: the first.
+        count: None for a stream without end.
+        part: (i, n, k) for the samples of process i of n that make k samples each of every batch of n * k.
+    """
+
+    def __init__(self, start: int = 0, count: int | None = None, part: tuple[int, int, int] = (0, 1, 1)) -> None:
+        self.start, self.count, self.part = start, count, part
 
     def __iter__(self) -> Iterator[int]:
-        number = self.start
-        while self.count is None or number < self.start + self.count:
-            yield number
-            number += 1
+        process, processes, share = self.part
+        numbers = itertools.count(self.start) if self.count is None else range(self.start, self.start + self.count)
+        return (number for number in numbers if (number - self.start) // share % processes == process)
 
 
 class FusionLoader:
@@ -58,6 +64,7 @@ class FusionLoader:
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=set_up_worker,
+            generator=torch.Generator(),  # the workers' seeds, which nothing depends on, are not the training's draws
             persistent_workers=workers > 0,
         )
 

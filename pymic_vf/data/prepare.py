@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -76,6 +77,7 @@ def look_at(reader: VolumeReader, count: int, jobs: int, title: str) -> Iterator
         num_workers=jobs if jobs > 1 else 0,
         collate_fn=_as_it_is,
         worker_init_fn=set_up_worker,
+        generator=torch.Generator(),  # a look takes nothing from the draws of the training that follows
     )
     # disable=None: no line where the output is no terminal
     for look in tqdm(loader, title, count, disable=None, leave=False, unit="scan"):

@@ -25,10 +25,11 @@ class SetAside:
         scans: the list.
         max_fraction: ``VF_max_bad_fraction``, the share of bad scans up to which a run goes on.
         report: the csv file that names them, made with the first; lines of earlier runs stay. None for none.
+        tells: whether this process is the one that logs and writes; another only keeps what it is to tell.
     """
 
-    def __init__(self, scans: ScanList, max_fraction: float, report: Path | None = None) -> None:
-        self.scans, self.max_fraction, self.report = scans, max_fraction, report
+    def __init__(self, scans: ScanList, max_fraction: float, report: Path | None = None, tells: bool = True) -> None:
+        self.scans, self.max_fraction, self.report, self.tells = scans, max_fraction, report, tells
         self.reasons: dict[int, str] = {}
         self._told: set[int] = set()
 
@@ -49,9 +50,9 @@ class SetAside:
             UnusableScanError: they are more than the share allowed; all of them are written down nevertheless.
         """
         new = {index: reason for index, reason in reasons.items() if index not in self._told}
-        if not new:
-            return
         self.reasons.update(new)
+        if not new or not self.tells:
+            return
         self._told.update(new)
         self._write(new)
         if len(self.reasons) > self.max_fraction * len(self.scans):

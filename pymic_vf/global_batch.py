@@ -1,0 +1,124 @@
+"""A batch spread over processes gives what it gives in one: its batch statistics and its Dice belong to all of it.
+
+DistributedDataParallel takes the mean of the processes' gradients. That is the gradient of the whole batch for a loss
+that is a mean over samples, which it is not after batch normalisation, nor with PyMIC's Dice of sums over the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import pymic.loss.seg.dice
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DistributedDataParallel
+
+EPSILON = 1e-5  # PyMIC's, in its Dice
+
+
+def spread(net: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """`net`, which is on `device`, for the forward passes of a training in which each process has a part of the batch.
+
+    Names and values in the state dict of `net` stay as they are. Every process starts with the leader's weights.
+    """
+    pymic.loss.seg.dice.get_classwise_dice = dice_of_all
+    if any(isinstance(module, _DropoutNd) and module.p > 0 for module in net.modules()):
+        torch.manual_seed(torch.initial_seed() + dist.get_rank())  # or all would drop the same
+    # said of the weights of point-wise convolutions, whose copy costs nothing
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(
+        net,
+        device_ids=[device] if device.type == "cuda" else None,
+        **_no_exchange_of_buffers(),  # batch statistics are those of all processes already
+        gradient_as_bucket_view=True,
+        static_graph=True,  # also for networks with parameters that no output depends on
+    )
+
+
+def _no_exchange_of_buffers() -> dict[str, bool]:
+    """In the words of this version of torch."""
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if new else "broadcast_buffers": False}
+
+
+def synchronise_batch_norm(net: nn.Module, device_type: str) -> nn.Module:
+    """`net` with batch normalisation over the batches of all processes: torch's own, which is for CUDA, or ours."""
+    if device_type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = BatchNormOfAll
+    return net
+
+
+class BatchNormOfAll(_BatchNorm):
+    """Batch normalisation of any rank, with the statistics of all processes' batches, which are of one size."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        axes, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
+        precise = x if x.dtype == torch.float64 else x.float()
+        count = dist.get_world_size() * x[:, 0].numel()
+        # not as E[x^2] - E[x]^2, which loses digits where the mean is large
+        mean = sum_of_all(precise.sum(axes)) / count
+        centred = precise - mean.view(shape)
+        variance = sum_of_all(centred.square().sum(axes)) / count
+        self._keep(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            return torch.addcmul(self.bias.view(shape), centred, (scale * self.weight).view(shape)).to(x.dtype)
+        return (centred * scale.view(shape)).to(x.dtype)
+
+    @torch.no_grad()
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        self.num_batches_tracked += 1
+        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+def dice_of_all(predict: Tensor, soft_y: Tensor, pix_w: Tensor | None = None) -> Tensor:
+    """PyMIC's Dice of each class, [C], of [voxels, C]: while training over all processes' voxels, otherwise these.
+
+    Args:
+        predict: probabilities.
+        soft_y: the truth, as probabilities.
+        pix_w: weights of the voxels, [voxels, 1], or None.
+    """
+    weighted = predict if pix_w is None else predict * pix_w
+    truth = soft_y if pix_w is None else soft_y * pix_w
+    sums = torch.stack([truth.sum(0), weighted.sum(0), (weighted * soft_y).sum(0)])
+    if torch.is_grad_enabled() and dist.is_initialized():
+        sums = sum_of_all(sums)
+    truth_volume, volume, overlap = sums
+    return (2 * overlap + EPSILON) / (truth_volume + volume + EPSILON)
+
+
+def sum_of_all(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes, with its gradient."""
+    return _SumOfAll.apply(x)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """Its gradient is the sum of the gradients, as every process's result depends on every process's input."""
+
+    @staticmethod
+    def forward(_ctx: FunctionCtx, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        return _SumOfAll.forward(_ctx, gradient)
