@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from pymic_vf.data.sub_volumes import FusedSamples
+from pymic_vf.data.workers import outlive_workers, set_up_worker
 from pymic_vf.errors import UserError
 
 Batch = dict[str, Any]
-# glibc's M_TRIM_THRESHOLD (memory that a worker may keep) and M_MMAP_THRESHOLD, in bytes
-MALLOC = {-1: 128 * 2**20, -3: 32 * 2**20}
 
 
 class SampleNumbers(Sampler):
@@ -26,15 +23,18 @@ class SampleNumbers(Sampler):
         start: the first.
         count: None for a stream without end.
         part: (i, n, k) for the samples of process i of n that make k samples each of every batch of n * k.
+
+    `skip` of them are left out at the beginning of the next iteration.
     """
 
     def __init__(self, start: int = 0, count: int | None = None, part: tuple[int, int, int] = (0, 1, 1)) -> None:
-        self.start, self.count, self.part = start, count, part
+        self.start, self.count, self.part, self.skip = start, count, part, 0
 
     def __iter__(self) -> Iterator[int]:
         process, processes, share = self.part
         numbers = itertools.count(self.start) if self.count is None else range(self.start, self.start + self.count)
-        return (number for number in numbers if (number - self.start) // share % processes == process)
+        own = (number for number in numbers if (number - self.start) // share % processes == process)
+        return itertools.islice(own, self.skip, None)
 
 
 class FusionLoader:
@@ -69,12 +69,16 @@ class FusionLoader:
         )
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self._loader:
+        for batch in outlive_workers(self._batches_from, self.close):
             if isinstance(batch, UserError):
                 raise batch
             if bad := batch.pop("set_aside", None):
                 self.samples.set_aside.tell(bad)
             yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+
+    def _batches_from(self, done: int) -> Iterator[Batch | UserError]:
+        self.numbers.skip = done * self._loader.batch_size
+        return iter(self._loader)
 
     def close(self) -> None:
         """End the workers; a further iteration starts new ones."""
@@ -117,24 +121,3 @@ def _collate(samples: list[Batch | UserError]) -> Batch | UserError:
     batch = default_collate([{key: sample[key] for key in keys} for sample in samples])
     bad = {index: reason for sample in samples for index, reason in sample.get("set_aside", {}).items()}
     return {**batch, "set_aside": bad} if bad else batch
-
-
-def set_up_worker(_worker: int) -> None:
-    """A worker's share is one core: numpy's and ITK's own threads would only fight with the other workers'."""
-    import SimpleITK as sitk
-
-    torch.set_num_threads(1)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what a sample's arrays leave for the next sample's, which are of the same sizes.
-
-    Its default hands them back to the system each time, and half of a sample's time went into getting them again (3500
-    page faults). Whole volumes, larger than the second limit, are still handed back at once. No glibc: nothing to do.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, size in MALLOC.items():
-            mallopt(parameter, size)

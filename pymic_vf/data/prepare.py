@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pymic_vf.data.cache_folder import GIB
-from pymic_vf.data.loader import set_up_worker
 from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.set_aside import SetAside
 from pymic_vf.data.volume_reader import VolumeReader
 from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.data.workers import outlive_workers, set_up_worker
 from pymic_vf.errors import UserError
 
 Part = tuple[VolumeReader, SetAside]
@@ -71,16 +71,22 @@ def look_at(reader: VolumeReader, count: int, jobs: int, title: str) -> Iterator
     Raises:
         UserError: the cache cannot be written to.
     """
-    loader = DataLoader(
-        _Looks(reader, count),
-        batch_size=None,
-        num_workers=jobs if jobs > 1 else 0,
-        collate_fn=_as_it_is,
-        worker_init_fn=set_up_worker,
-        generator=torch.Generator(),  # a look takes nothing from the draws of the training that follows
-    )
+
+    def looks_from(done: int) -> Iterator[Look | UserError]:
+        loader = DataLoader(
+            _Looks(reader, count),
+            batch_size=None,
+            sampler=range(done, count),
+            num_workers=jobs if jobs > 1 else 0,
+            collate_fn=_as_it_is,
+            worker_init_fn=set_up_worker,
+            generator=torch.Generator(),  # a look takes nothing from the draws of the training that follows
+        )
+        return iter(loader)
+
     # disable=None: no line where the output is no terminal
-    for look in tqdm(loader, title, count, disable=None, leave=False, unit="scan"):
+    looks = outlive_workers(looks_from, stop=lambda: None)  # they end with their iterator
+    for look in tqdm(looks, title, count, disable=None, leave=False, unit="scan"):
         if isinstance(look, UserError):
             raise look
         yield look
