@@ -26,16 +26,17 @@ class PlainPCTNet(PCTNet):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         embedding, pyramid, head = self.embedding, self.pyramid_ct, self.head
-        x0 = embedding.conv0(embedding.proj(x))
-        x1 = embedding.conv1(embedding.down1(x0))
-        e2 = self._pct(pyramid.convtrans_e2, embedding.down2(x1), 2)
-        e3 = self._pct(pyramid.convtrans_e3, pyramid.down3(e2), 3)
-        e4 = self._pct(pyramid.convtrans_e4, pyramid.down4(e3), 4)
-        d3 = self._pct(pyramid.convtrans_d3, pyramid.up4(e3, e4), 3)
-        d2 = self._pct(pyramid.convtrans_d2, pyramid.up3(e2, d3), 2)
-        d1 = head.conv1(head.up2(x1, d2))
-        d0 = head.conv0(head.up1(x0, d1))
-        outputs = [head.out_conv0(d0), head.out_conv1(d1), pyramid.out_conv2(d2), pyramid.out_conv3(d3)]
+        x0 = embedding.conv0.conv_conv(embedding.proj(x))
+        x1 = embedding.conv1.conv_conv(_down(embedding.down1, x0))
+        e2 = self._pct(pyramid.convtrans_e2, _down(embedding.down2, x1), 2)
+        e3 = self._pct(pyramid.convtrans_e3, _down(pyramid.down3, e2), 3)
+        e4 = self._pct(pyramid.convtrans_e4, _down(pyramid.down4, e3), 4)
+        d3 = self._pct(pyramid.convtrans_d3, _up(pyramid.up4, e3, e4), 3)
+        d2 = self._pct(pyramid.convtrans_d2, _up(pyramid.up3, e2, d3), 2)
+        d1 = head.conv1.conv_conv(_up(head.up2, x1, d2))
+        d0 = head.conv0.conv_conv(_up(head.up1, x0, d1))
+        ends = ((head.out_conv0, d0), (head.out_conv1, d1), (pyramid.out_conv2, d2), (pyramid.out_conv3, d3))
+        outputs = [end.conv(d) for end, d in ends]
         return outputs if self.settings.multiscale_pred and self.stage == "train" else outputs[0]
 
     def _pct(self, block: nn.Module, x: Tensor, level: int) -> Tensor:
@@ -45,7 +46,15 @@ class PlainPCTNet(PCTNet):
             attended = plain_window_attention(swin.attn, swin.norm1(tokens), window, shift if i % 2 else 0)
             tokens = tokens + swin.drop_path(attended)
             tokens = tokens + swin.drop_path(swin.mlp(swin.norm2(tokens)))
-        return block.conv(x) + tokens.permute(0, 4, 1, 2, 3).contiguous()
+        return block.conv.conv_conv(x) + tokens.permute(0, 4, 1, 2, 3).contiguous()
+
+
+def _down(block: nn.Module, x: Tensor) -> Tensor:
+    return block.conv(block.pool(x))
+
+
+def _up(block: nn.Module, skip: Tensor, high: Tensor) -> Tensor:
+    return block.conv(torch.cat([skip, block.up(high)], dim=1))
 
 
 def plain_window_attention(attn: nn.Module, x: Tensor, window: int, shift: int) -> Tensor:

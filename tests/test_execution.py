@@ -11,8 +11,9 @@ from torch import nn
 
 from pymic_vf.networks.conv_blocks import UpBlock
 from pymic_vf.networks.execution import Compiled, has_bf16, memory_advice, warn_of_slow_convolution
-from pymic_vf.networks.norm_act import norm_act, scratch_memory
+from pymic_vf.networks.norm_act import norm_act
 from pymic_vf.networks.pct_net import PCTNet
+from pymic_vf.networks.scratch import scratch_memory
 from pymic_vf.networks.settings import parse_network_settings
 from pymic_vf.networks.window_attention import SwinBlock
 from pymic_vf.networks.windows import window_layout

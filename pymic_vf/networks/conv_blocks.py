@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pymic_vf.networks.dropout import Dropout
 from pymic_vf.networks.norm_act import norm_act
+from pymic_vf.networks.pre_activated import may_fuse, pre_activated_convolution
 
 
 def scale_factor(dim: int) -> tuple[int, int, int]:
@@ -46,6 +48,8 @@ def pre_activated(layer: nn.Module, chns: int) -> list[nn.Module]:
 def run_pre_activated(layers: nn.Sequential, *parts: Tensor) -> Tensor:
     """The result of :func:`pre_activated` layers on `parts` side by side along the channels."""
     norm, act, layer = layers
+    if may_fuse(norm, parts[0]):
+        return pre_activated_convolution(norm, act, layer, *parts)
     return layer(norm_act(norm, act, *parts))
 
 
@@ -56,13 +60,16 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv_conv = nn.Sequential(
             *pre_activated(conv(chns, chns, dim), chns),
-            *pre_activated(nn.Dropout(dropout), chns),
+            *pre_activated(Dropout(dropout), chns),
             conv(chns, chns, dim),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         x = run_pre_activated(self.conv_conv[:3], x)
-        return self.conv_conv[6](run_pre_activated(self.conv_conv[3:6], x))
+        norm, act, drop, last = self.conv_conv[3:]
+        if may_fuse(norm, x):
+            return pre_activated_convolution(norm, act, last, x, dropout=drop.p if drop.training else 0.0)
+        return last(drop(norm_act(norm, act, x)))
 
 
 class DownBlock(nn.Module):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pymic_vf.errors import UserError
 from pymic_vf.networks.conv_blocks import ConvBlock, DownBlock, OutConv, UpBlock, conv
+from pymic_vf.networks.dropout import Dropout
 from pymic_vf.networks.execution import (
     Compiled,
     autocast,
@@ -26,7 +27,7 @@ from pymic_vf.networks.execution import (
     recomputed,
     warn_of_slow_convolution,
 )
-from pymic_vf.networks.norm_act import scratch_memory
+from pymic_vf.networks.scratch import scratch_memory
 from pymic_vf.networks.settings import RESOLUTION_MODES, PCTNetSettings, parse_network_settings
 from pymic_vf.networks.window_attention import WindowTransformer
 from pymic_vf.networks.windows import Size, WindowLayout, window_layout
@@ -73,7 +74,7 @@ class PCTBlock(nn.Module):
         super().__init__()
         chns, dropout, i = s.feature_chns[level], s.dropout[level], level - 2
         self.conv = ConvBlock(chns, 3, dropout)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.trans = WindowTransformer(chns, s.depths[i], s.num_heads[i], s.window(level)[0], dropout)
         # In the released weights, and used nowhere.
         self.norm_layer = nn.LayerNorm(chns).requires_grad_(False)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from pymic_vf.networks.drop_path import DropPath
+from pymic_vf.networks.dropout import Dropout, dropout
 from pymic_vf.networks.windows import WindowLayout, from_windows, relative_position_index, to_windows
 
 MLP_RATIO = 4
@@ -48,7 +49,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(chns, 3 * chns)
         self.attn_drop = dropout
         self.proj = nn.Linear(chns, chns)
-        self.proj_drop = nn.Dropout(dropout)
+        self.proj_drop = Dropout(dropout)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=TABLE_STD)
 
     def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
@@ -74,9 +75,20 @@ class WindowAttention(nn.Module):
         rows, chns = x.shape
         heads = self.qkv(x).view(-1, self.window**3, 3, self.num_heads, chns // self.num_heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)
-        drop = self.attn_drop if self.training else 0.0
-        out = scaled_dot_product_attention(q, k, v, attn_mask=term, dropout_p=drop)
+        rate = self.attn_drop if self.training else 0.0
+        if rate and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            out = attention_with_dropout(q, k, v, term, rate)
+        else:
+            out = scaled_dot_product_attention(q, k, v, attn_mask=term, dropout_p=rate)
         return out.transpose(1, 2).reshape(rows, chns)
+
+
+def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, term: Tensor, rate: float) -> Tensor:
+    """As scaled_dot_product_attention, which on a CPU has no fast way with dropout; [windows, heads, T, d] each."""
+    windows, heads, tokens, dim = q.shape
+    terms = term.expand(windows, -1, -1, -1).reshape(-1, tokens, tokens)
+    weights = torch.baddbmm(terms, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=dim**-0.5).softmax(-1)
+    return (dropout(weights, rate, training=True) @ v.flatten(0, 1)).view(windows, heads, tokens, dim)
 
 
 class Mlp(nn.Module):
@@ -87,7 +99,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(chns, MLP_RATIO * chns)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(MLP_RATIO * chns, chns)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = by_chunks(self.layers, x, max(1, CHUNK // self.fc1.out_features))
