@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from pymic_vf.data.outbox import PREFETCH, Outbox, stacked
 from pymic_vf.data.sub_volumes import FusedSamples
 from pymic_vf.data.workers import outlive_workers, set_up_worker
 from pymic_vf.errors import UserError
@@ -61,7 +62,8 @@ class FusionLoader:
             batch_size=batch_size,
             sampler=numbers,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_Collation(),
+            prefetch_factor=PREFETCH if workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=set_up_worker,
             generator=torch.Generator(),  # the workers' seeds, which nothing depends on, are not the training's draws
@@ -74,7 +76,12 @@ class FusionLoader:
                 raise batch
             if bad := batch.pop("set_aside", None):
                 self.samples.set_aside.tell(bad)
-            yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+            yield self._complete({key: self._taken(value) for key, value in batch.items()})
+
+    def _taken(self, value: torch.Tensor) -> torch.Tensor:
+        # a worker uses its shared memory again; pinned memory is a copy already
+        value = value.clone() if value.is_shared() else value
+        return value.to(self.device, non_blocking=True)
 
     def _batches_from(self, done: int) -> Iterator[Batch | UserError]:
         self.numbers.skip = done * self._loader.batch_size
@@ -113,11 +120,18 @@ class _Guarded(Dataset):
             return error
 
 
-def _collate(samples: list[Batch | UserError]) -> Batch | UserError:
-    errors = [sample for sample in samples if isinstance(sample, UserError)]
-    if errors:
-        return errors[0]
-    keys = ("image", "label_prob" if "label_prob" in samples[0] else "label")
-    batch = default_collate([{key: sample[key] for key in keys} for sample in samples])
-    bad = {index: reason for sample in samples for index, reason in sample.get("set_aside", {}).items()}
-    return {**batch, "set_aside": bad} if bad else batch
+class _Collation:
+    """Samples into a batch; in a worker in the memory of its own outbox."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+
+    def __call__(self, samples: list[Batch | UserError]) -> Batch | UserError:
+        errors = [sample for sample in samples if isinstance(sample, UserError)]
+        if errors:
+            return errors[0]
+        keys = ("image", "label_prob" if "label_prob" in samples[0] else "label")
+        tensors = [{key: torch.as_tensor(sample[key]) for key in keys} for sample in samples]
+        batch = stacked(tensors) if get_worker_info() is None else self.outbox.stack(tensors)
+        bad = {index: reason for sample in samples for index, reason in sample.get("set_aside", {}).items()}
+        return {**batch, "set_aside": bad} if bad else batch
