@@ -64,7 +64,7 @@ def cpu_inference(params: dict[str, Any], args: argparse.Namespace) -> None:
     for net in (plain, fast, half):
         net.eval().set_stage("test")
     x = torch.randn(1, 1, *args.size)
-    convolutions, conv_operations = convolutions_alone(fast, x)
+    convolutions, conv_operations = convolutions_alone(plain, fast, x)
     sides = {"plain": lambda: plain(x), "fast": lambda: fast(x), "bf16": lambda: half(x), "conv": convolutions}
     with torch.no_grad():
         seconds = in_turns(sides, args)
@@ -164,8 +164,12 @@ def training_step(net: PCTNet, batch: int, size: list[int]) -> Callable[[], None
     return step
 
 
-def convolutions_alone(net: PCTNet, x: Tensor) -> tuple[Callable[[], None], float]:
-    """A function that runs the convolutions of a forward pass on random inputs, and their number of operations."""
+def convolutions_alone(plain: PlainPCTNet, net: PCTNet, x: Tensor) -> tuple[Callable[[], None], float]:
+    """A function that runs the convolutions of `net` on random inputs, and their number of operations.
+
+    The plain form calls them one by one, so that their inputs' shapes can be noted.
+    """
+    names = {module: name for name, module in plain.named_modules()}
     calls: list[tuple[nn.Module, Tensor]] = []
     operations = 0.0
 
@@ -176,12 +180,12 @@ def convolutions_alone(net: PCTNet, x: Tensor) -> tuple[Callable[[], None], floa
         shape = tuple(inputs[0].shape)
         if shape not in shapes:
             shapes[shape] = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
-        calls.append((module, shapes[shape]))
+        calls.append((net.get_submodule(names[module]), shapes[shape]))
         spread = inputs[0] if isinstance(module, nn.ConvTranspose3d) else output
         operations += 2.0 * module.weight.numel() * spread[:, 0].numel()
 
-    with _hooks(net, (nn.Conv3d, nn.ConvTranspose3d), note), torch.no_grad():
-        net(x)
+    with _hooks(plain, (nn.Conv3d, nn.ConvTranspose3d), note), torch.no_grad():
+        plain(x)
 
     def run() -> None:
         for module, tensor in calls:

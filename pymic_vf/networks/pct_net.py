@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pymic_vf.errors import UserError
 from pymic_vf.networks.conv_blocks import ConvBlock, DownBlock, OutConv, UpBlock, conv
+from pymic_vf.networks.convolution import convolved
 from pymic_vf.networks.dropout import Dropout
 from pymic_vf.networks.execution import (
     Compiled,
@@ -29,6 +30,7 @@ from pymic_vf.networks.execution import (
 )
 from pymic_vf.networks.scratch import scratch_memory
 from pymic_vf.networks.settings import RESOLUTION_MODES, PCTNetSettings, parse_network_settings
+from pymic_vf.networks.slabs import by_slabs, slices_in_cache
 from pymic_vf.networks.window_attention import WindowTransformer
 from pymic_vf.networks.windows import Size, WindowLayout, window_layout
 
@@ -55,6 +57,7 @@ class Embedding(Part):
     def __init__(self, s: PCTNetSettings) -> None:
         super().__init__(s)
         (dim0, dim1), (c0, c1, c2) = _dimensions(s), s.feature_chns[:3]
+        self.flat = dim0 == 2
         self.proj = conv(s.in_chns, c0, dim0)
         self.conv0 = ConvBlock(c0, dim0, s.dropout[0])
         self.down1 = DownBlock(c0, c1, pool_dim=dim0, conv_dim=dim1)
@@ -62,9 +65,13 @@ class Embedding(Part):
         self.down2 = DownBlock(c1, c2, pool_dim=dim1, conv_dim=3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x0 = self.step(self.conv0, self.step(self.proj, x))
+        slices = slices_in_cache(self, x, self.proj.out_channels) if self.flat else None
+        x0 = by_slabs(self._level0, slices, x)
         x1 = self.step(self.conv1, self.step(self.down1, x0))
         return x0, x1, self.step(self.down2, x1)
+
+    def _level0(self, x: Tensor) -> Tensor:
+        return self.step(self.conv0, convolved(self.proj, x))
 
 
 class PCTBlock(nn.Module):
@@ -111,11 +118,12 @@ class Pyramid(Part):
 
 
 class PredictionHead(Part):
-    """Levels 1 and 0 of the decoder."""
+    """Levels 1 and 0 of the decoder, and the output of level 0."""
 
     def __init__(self, s: PCTNetSettings) -> None:
         super().__init__(s)
         (dim0, dim1), (c0, c1, c2) = _dimensions(s), s.feature_chns[:3]
+        self.flat = dim0 == 2
         self.up2 = UpBlock(c1, c2, dim=dim1)
         self.conv1 = ConvBlock(c1, dim1, s.dropout[1])
         self.up1 = UpBlock(c0, c1, dim=dim0)
@@ -125,8 +133,12 @@ class PredictionHead(Part):
 
     def forward(self, x0: Tensor, x1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor]:
         d1 = self.step(self.conv1, self.step(self.up2, x1, d2))
+        slices = slices_in_cache(self, x0, 2 * x0.shape[1]) if self.flat else None
+        return by_slabs(self._level0, slices, x0, d1), d1
+
+    def _level0(self, x0: Tensor, d1: Tensor) -> Tensor:
         d0 = self.step(self.conv0, self.step(self.up1, x0, d1))
-        return d0, d1
+        return self.step(self.out_conv0, d0)
 
 
 class PCTNet(nn.Module):
@@ -200,12 +212,10 @@ class PCTNet(nn.Module):
         """All of the network, but for padding and cropping; float32 from any precision."""
         x0, x1, x2 = self.embedding(x)
         d2, d3 = self.pyramid_ct(x2, layouts)
-        d0, d1 = self.head(x0, x1, d2)
-        if not self._multiscale():
-            return [_at_least_float(self.head.step(self.head.out_conv0, d0))]
-        ends = ((self.head.out_conv0, d0), (self.head.out_conv1, d1))
-        ends += ((self.pyramid_ct.out_conv2, d2), (self.pyramid_ct.out_conv3, d3))
-        return [_at_least_float(self.head.step(out_conv, d)) for out_conv, d in ends]
+        finest, d1 = self.head(x0, x1, d2)
+        ends = ((self.head.out_conv1, d1), (self.pyramid_ct.out_conv2, d2), (self.pyramid_ct.out_conv3, d3))
+        coarser = [self.head.step(out_conv, d) for out_conv, d in ends] if self._multiscale() else []
+        return [_at_least_float(output) for output in (finest, *coarser)]
 
     def _multiscale(self) -> bool:
         return self.settings.multiscale_pred and self.stage == "train"

@@ -8,17 +8,17 @@ forward and backward, where one after the other they would each read and write a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from pymic_vf.networks.convolution import Convolution, Layer
 from pymic_vf.networks.dropout import draw_seed, keep_mask
 from pymic_vf.networks.scratch import Scratch, pieces, shared_scratch
 
-Convolution = nn.Conv3d | nn.ConvTranspose3d
 CHANNELS_LAST = torch.channels_last_3d
 
 
@@ -29,13 +29,13 @@ def may_fuse(norm: nn.Module, x: Tensor) -> bool:
 
 
 def pre_activated_convolution(
-    norm: nn.BatchNorm3d, act: nn.PReLU, layer: Convolution, *parts: Tensor, dropout: float = 0.0
+    norm: nn.BatchNorm3d, act: nn.PReLU, layer: Layer, *parts: Tensor, dropout: float = 0.0
 ) -> Tensor:
     """layer(dropout(act(norm(parts side by side along the channels)))), with the rate of dropout as it is to be now."""
     parts = tuple(part.contiguous(memory_format=CHANNELS_LAST) for part in parts)
     with torch.no_grad():
         affine = _affine_parts(norm, parts)
-    unit = _Unit(affine, norm.training, _Conv.of(layer), dropout, draw_seed() if dropout else 0, shared_scratch())
+    unit = _Unit(affine, norm.training, Convolution.of(layer), dropout, draw_seed() if dropout else 0, shared_scratch())
     return _PreActivated.apply(unit, norm.weight, norm.bias, act.weight, layer.weight, layer.bias, *parts)
 
 
@@ -63,47 +63,12 @@ def _affine_parts(norm: nn.BatchNorm3d, parts: tuple[Tensor, ...]) -> list[_Affi
 
 
 @dataclass(frozen=True)
-class _Conv:
-    """A convolution without its parameters."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    transposed: bool
-    pointwise: bool
-
-    @classmethod
-    def of(cls, layer: Convolution) -> _Conv:
-        return cls(layer.stride, layer.padding, layer.transposed, layer.kernel_size == (1, 1, 1))
-
-    @property
-    def _geometry(self) -> tuple[Any, ...]:
-        return self.stride, self.padding, (1, 1, 1), self.transposed, (0, 0, 0), 1
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.pointwise:  # torch copies the input for it, where a matrix product reads it as it is
-            return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
-        return torch.convolution(x, weight, bias, *self._geometry)
-
-    def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of input, weight and bias, those that are wanted."""
-        if not self.pointwise:
-            biases = [weight.shape[1 if self.transposed else 0]]
-            return torch.ops.aten.convolution_backward(grad, x, weight, biases, *self._geometry, wanted)
-        rows, matrix = grad.permute(0, 2, 3, 4, 1).flatten(0, 3), weight.flatten(1)
-        grad_x = (rows @ matrix).view(x.permute(0, 2, 3, 4, 1).shape).permute(0, 4, 1, 2, 3) if wanted[0] else None
-        grad_weight = (rows.T @ x.permute(0, 2, 3, 4, 1).flatten(0, 3)).view(weight.shape) if wanted[1] else None
-        return grad_x, grad_weight, rows.sum(0) if wanted[2] else None
-
-
-@dataclass(frozen=True)
 class _Unit:
     """What one operation needs beside tensors that have gradients."""
 
     parts: list[_Affine]
     batch_statistics: bool
-    conv: _Conv
+    conv: Convolution
     dropout: float
     seed: int
     scratch: Scratch | None
