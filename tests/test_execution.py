@@ -10,7 +10,7 @@ from test_pct_net import small_net, total_loss
 from torch import nn
 
 from pymic_vf.networks.conv_blocks import UpBlock
-from pymic_vf.networks.execution import Compiled, has_bf16, memory_advice, warn_of_slow_convolution
+from pymic_vf.networks.execution import Compiled, has_bf16, memory_advice, warn_of_slow_convolution, with_memory_advice
 from pymic_vf.networks.norm_act import norm_act
 from pymic_vf.networks.pct_net import PCTNet
 from pymic_vf.networks.scratch import scratch_memory
@@ -215,14 +215,41 @@ def test_the_parts_compile_without_a_break():
 # Memory
 
 
-def test_running_out_of_memory_says_what_helps(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: Tried to allocate"),
+    ],
+    ids=["CUDA", "CPU"],
+)
+def test_running_out_of_memory_says_what_helps(error, monkeypatch):
     def no_memory(*_args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        raise error
 
     net = small_net()
     monkeypatch.setattr(net, "_run", no_memory)
-    with pytest.raises(torch.OutOfMemoryError, match=r"precision = bf16 .*a batch of 2 instead of 4 .*Tried to"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"precision = bf16 .*a batch of 2 instead of 4 .*Tried to"
+    ) as raised:
         net(torch.zeros(4, 1, 8, 16, 16))
+    assert with_memory_advice(raised.value, net.settings, batch=4) is None  # it says so already
+
+
+def test_memory_that_no_cpu_has_is_recognised():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert with_memory_advice(raised.value, small_net().settings, batch=1) is not None
+
+
+def test_other_errors_are_left_as_they_are(monkeypatch):
+    def fail(*_args):
+        raise RuntimeError("shapes differ")
+
+    net = small_net()
+    monkeypatch.setattr(net, "_run", fail)
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        net(torch.zeros(1, 1, 8, 16, 16))
 
 
 def test_only_what_is_not_in_use_is_advised():

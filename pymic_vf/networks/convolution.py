@@ -65,9 +65,14 @@ class Convolution:
         return of_x, of_weight.unsqueeze(2) if wanted[1] else None, of_bias
 
 
+def best_on_cpu(x: Tensor) -> bool:
+    """Whether what is made for a CPU may take `x`; autocast would have to be followed step by step."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+
+
 def convolved(layer: Layer, x: Tensor) -> Tensor:
     """layer(x)."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not best_on_cpu(x):
         return layer(x)
     return Convolution.of(layer).forward(x, layer.weight, layer.bias)
 

@@ -17,6 +17,9 @@ from pymic_vf.networks.settings import PCTNetSettings
 
 log = logging.getLogger(__name__)
 
+RAN_OUT = "Memory ran out."
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+
 
 @lru_cache
 def has_bf16(device_type: str) -> bool:
@@ -118,6 +121,18 @@ class Compiled:
         return self.__dict__ | {"_compiled": None}
 
 
+def with_memory_advice(error: Exception, s: PCTNetSettings, batch: int) -> torch.OutOfMemoryError | None:
+    """An error that says what to change, or None where `error` is no lack of memory or says so already.
+
+    On a CPU torch says it by a RuntimeError of its allocator.
+    """
+    lacking = isinstance(error, torch.OutOfMemoryError)
+    lacking = lacking or (isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error))
+    if not lacking or str(error).startswith(RAN_OUT):
+        return None
+    return torch.OutOfMemoryError(f"{memory_advice(s, batch)} {error}")
+
+
 def memory_advice(s: PCTNetSettings, batch: int) -> str:
     """What to change when memory runs out, with how much each change saves of what the backward pass needs kept.
 
@@ -131,4 +146,4 @@ def memory_advice(s: PCTNetSettings, batch: int) -> str:
     if batch > 1:
         ways.append(f"a batch of {batch // 2} instead of {batch} about {100 * (batch - batch // 2) // batch} %")
     ways.append("half the crop in one axis about 50 %")
-    return "Memory ran out. Of what is kept for the backward pass, " + "; ".join(ways) + "."
+    return f"{RAN_OUT} Of what is kept for the backward pass, " + "; ".join(ways) + "."

@@ -24,9 +24,9 @@ from pymic_vf.networks.dropout import Dropout
 from pymic_vf.networks.execution import (
     Compiled,
     autocast,
-    memory_advice,
     recomputed,
     warn_of_slow_convolution,
+    with_memory_advice,
 )
 from pymic_vf.networks.scratch import scratch_memory
 from pymic_vf.networks.settings import RESOLUTION_MODES, PCTNetSettings, parse_network_settings
@@ -203,8 +203,11 @@ class PCTNet(nn.Module):
         try:
             with autocast(self.settings.precision, x.device), scratch_memory():
                 outputs = self._run(self, x, self._layouts(x))
-        except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(f"{memory_advice(self.settings, len(x))} {error}") from error
+        except RuntimeError as error:
+            explained = with_memory_advice(error, self.settings, len(x))
+            if explained is None:
+                raise
+            raise explained from error
         outputs = [_crop(out, size, stride) for out, stride in zip(outputs, self.settings.strides, strict=False)]
         return outputs if self._multiscale() else outputs[0]
 

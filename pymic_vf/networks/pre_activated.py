@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from pymic_vf.networks.convolution import Convolution, Layer
+from pymic_vf.networks.convolution import Convolution, Layer, best_on_cpu
 from pymic_vf.networks.dropout import draw_seed, keep_mask
 from pymic_vf.networks.scratch import Scratch, pieces, shared_scratch
 
@@ -23,9 +23,8 @@ CHANNELS_LAST = torch.channels_last_3d
 
 
 def may_fuse(norm: nn.Module, x: Tensor) -> bool:
-    """Whether :func:`pre_activated_convolution` takes `x`; autocast would have to be followed step by step."""
-    here = x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-    return here and type(norm) is nn.BatchNorm3d  # SyncBatchNorm, for one, has other statistics
+    """Whether :func:`pre_activated_convolution` takes `x`; SyncBatchNorm, for one, has other statistics."""
+    return best_on_cpu(x) and type(norm) is nn.BatchNorm3d
 
 
 def pre_activated_convolution(
