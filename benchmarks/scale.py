@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from pymic import TaskType
+from pymic.transform.trans_dict import TransformDict
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
@@ -42,6 +42,9 @@ PARAMS = {
     "vf_crop_size": list(CROP),
     "vf_patch_size_min": [2, 4, 4],
     "vf_patch_size_max": [10, 20, 20],
+    "normalizewithminmax_channels": [0],
+    "normalizewithminmax_threshold_lower": [-1000],
+    "normalizewithminmax_threshold_upper": [1000],
 }
 CLASSES, BATCH = 5, 4
 
@@ -68,7 +71,8 @@ def samples_of(csv: Path) -> FusedSamples:
     scans = read_scan_list(csv, csv.parent / "volumes", 1, mistakes)
     if mistakes:
         raise SystemExit("\n".join(mistakes))
-    reader = ChunkedVolumeReader(scans, VolumeTransform(()), CacheFolder(csv.parent / "cache"))
+    transform = VolumeTransform([TransformDict["NormalizeWithMinMax"](PARAMS)])
+    reader = ChunkedVolumeReader(scans, transform, CacheFolder(csv.parent / "cache"))
     return FusedSamples(reader, CROP, SampleTransforms((), VolumeFusion(PARAMS), ()), seed=0)
 
 
@@ -78,10 +82,14 @@ def loader_of(samples: FusedSamples, count: int | None, workers: int) -> FusionL
 
 def in_process(work: Callable, *arguments: Any) -> Any:
     """The result of a function in a process of its own, which inherits nothing that was measured before."""
-    # its workers are forked, as those of a training are
-    context, fork = multiprocessing.get_context("spawn"), partial(multiprocessing.set_start_method, "fork", force=True)
-    with ProcessPoolExecutor(1, mp_context=context, initializer=fork) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=fork_workers) as pool:
         return pool.submit(work, *arguments).result()
+
+
+def fork_workers() -> None:
+    """Workers of this process are forked, as those of a training are."""
+    multiprocessing.set_start_method("fork", force=True)
 
 
 def time_to_first_batch(csv: Path, workers: int) -> tuple[float, float]:

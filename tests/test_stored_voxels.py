@@ -61,5 +61,5 @@ def test_a_flat_channel_stays_what_it_is():
 
 def test_coding_survives_a_file():
     coding = Coding(table=RNG.normal(size=(2, 5)).astype(np.float32))
-    again = Coding.from_dict(coding.as_dict())
+    again = Coding.from_bytes(coding.to_bytes())
     assert again.levels is None and np.array_equal(again.table, coding.table)

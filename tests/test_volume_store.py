@@ -337,6 +337,26 @@ def test_open_volumes_and_files_are_bounded(folder: Path, monkeypatch: pytest.Mo
     assert len([path for path in held if str(folder) in path]) <= 2
 
 
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read from /proc")
+def test_memory_does_not_grow(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(volume_store, "OPEN_VOLUMES", 1)
+    volumes = reader(folder, Window(1000.0))  # with a table for each volume, of some KiB
+
+    def use(times: int) -> None:
+        for number in range(3 * times):
+            volumes.read(number % 3, (0, 0, 0), (8, 8, 8))
+
+    assert whole(volumes).nbytes > 0 and volumes._open[0][1]._coding.table.nbytes > 1000
+    use(100)
+    before = resident_bytes()
+    use(2000)
+    assert resident_bytes() - before < 1000 * 2000
+
+
 def test_cannot_make_folder(folder: Path):
     with pytest.raises(UserError, match=r"VF_cache_dir = .*0\.nii\.gz/cache: cannot be made"):
         CacheFolder(folder / "volumes" / "0.nii.gz" / "cache")

@@ -67,13 +67,13 @@ class CacheFolder:
         """
         if self._full:
             return False
-        frame = compress(stored, scan_bytes)
-        if not self._has_room(len(frame)):
+        frame, coding = compress(stored, scan_bytes)
+        if not self._has_room(len(frame) + len(coding)):
             return False
         path = self.entry(key)
         try:
             path.parent.mkdir(exist_ok=True)
-            write_entry(path, frame)
+            write_entry(path, frame, coding)
         except OSError as error:
             if error.errno in FULL:
                 raise UserError(self._full_disk(error)) from error

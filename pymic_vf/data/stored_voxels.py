@@ -12,11 +12,12 @@ So integers are what is stored, as small as the scan itself, in one of three for
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+CODING = struct.Struct("<cII")  # T a table, L levels or - neither; rows and columns of the float32 numbers behind it
 LEVELS = 65535  # the highest level
 RANGES = {np.int16: (-(2**15), 2**15 - 1), np.uint16: (0, 2**16 - 1), np.int32: (-(2**24), 2**24)}
 SLAB_VOXELS = 1 << 22  # worked on at a time, so that temporary arrays stay small
@@ -49,14 +50,19 @@ class Coding:
             voxels += lowest
         return voxels
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain bytes and shapes, for a file."""
-        arrays = {"table": self.table, "levels": self.levels}
-        return {name: [list(a.shape), a.tobytes()] for name, a in arrays.items() if a is not None}
+    def to_bytes(self) -> bytes:
+        """For a file."""
+        for kind, array in ((b"T", self.table), (b"L", self.levels)):
+            if array is not None:
+                return CODING.pack(kind, *array.shape) + array.tobytes()
+        return CODING.pack(b"-", 0, 0)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Coding:
-        return cls(**{name: np.frombuffer(data, np.float32).reshape(shape) for name, (shape, data) in plain.items()})
+    def from_bytes(cls, content: bytes) -> Coding:
+        """What :meth:`to_bytes` was of."""
+        kind, *shape = CODING.unpack_from(content)
+        array = np.frombuffer(content, np.float32, offset=CODING.size).reshape(shape)
+        return {b"T": cls(table=array), b"L": cls(levels=array)}.get(kind, cls())
 
 
 @dataclass(frozen=True)
