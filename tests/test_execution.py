@@ -3,13 +3,14 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import shutil
 
 import pytest
 import torch
 from test_pct_net import small_net, total_loss
 from torch import nn
 
-from pymic_vf.networks.conv_blocks import UpBlock
+from pymic_vf.networks.conv_blocks import OutConv, UpBlock
 from pymic_vf.networks.execution import Compiled, has_bf16, memory_advice, warn_of_slow_convolution, with_memory_advice
 from pymic_vf.networks.norm_act import norm_act
 from pymic_vf.networks.pct_net import PCTNet
@@ -210,6 +211,35 @@ def test_the_parts_compile_without_a_break():
     up, skip, high = UpBlock(2, 4, 3), torch.randn(1, 2, 4, 4, 4), torch.randn(1, 4, 2, 2, 2)
     compiled = torch.compile(copy.deepcopy(up), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(skip, high), up(skip, high))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler of C++")
+def test_generated_code_gives_the_same_with_gradients(caplog):
+    torch.manual_seed(0)
+    block, x = OutConv(2, 3).train(), torch.randn(1, 2, 4, 4, 4, requires_grad=True)
+    expected = copy.deepcopy(block)(x)
+    run = Compiled(lambda network, tensor: network(tensor))
+    with caplog.at_level(logging.WARNING, logger="pymic_vf"):
+        outputs = [run(block, x) for _ in range(3)]  # the first is not compiled
+    assert not [record for record in caplog.records if record.name.startswith("pymic_vf")]  # torch may say this and that
+    for output in outputs:
+        torch.testing.assert_close(output, expected)
+    wanted, *grads = (torch.autograd.grad(out.pow(2).sum(), x)[0] for out in (expected, *outputs))
+    for grad in grads:
+        torch.testing.assert_close(grad, wanted)
+
+
+def test_without_a_compiler_of_its_own_the_network_runs_uncompiled(monkeypatch, caplog):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    block, x = OutConv(2, 3).eval(), torch.randn(1, 2, 4, 4, 5)
+    run = Compiled(lambda network, tensor: network(tensor))
+    with caplog.at_level(logging.WARNING, logger="pymic_vf"):
+        outputs = [run(block, x) for _ in range(3)]
+    assert ["runs uncompiled" in message for message in caplog.messages] == [True]
+    assert torch.equal(outputs[0], outputs[2])
 
 
 # Memory

@@ -136,7 +136,8 @@ def with_memory_advice(error: Exception, s: PCTNetSettings, batch: int) -> torch
 def memory_advice(s: PCTNetSettings, batch: int) -> str:
     """What to change when memory runs out, with how much each change saves of what the backward pass needs kept.
 
-    The shares are those that `benchmarks/network_step.py` prints; a batch and a crop count in proportion.
+    The shares are those of torch's operations one by one, as on CUDA; a CPU keeps less from the start in float32. A
+    batch and a crop count in proportion.
     """
     ways = []
     if s.precision != "bf16":
