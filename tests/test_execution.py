@@ -221,7 +221,9 @@ def test_generated_code_gives_the_same_with_gradients(caplog):
     run = Compiled(lambda network, tensor: network(tensor))
     with caplog.at_level(logging.WARNING, logger="pymic_vf"):
         outputs = [run(block, x) for _ in range(3)]  # the first is not compiled
-    assert not [record for record in caplog.records if record.name.startswith("pymic_vf")]  # torch may say this and that
+    assert not [
+        record for record in caplog.records if record.name.startswith("pymic_vf")
+    ]  # torch may say this and that
     for output in outputs:
         torch.testing.assert_close(output, expected)
     wanted, *grads = (torch.autograd.grad(out.pow(2).sum(), x)[0] for out in (expected, *outputs))

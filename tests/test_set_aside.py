@@ -164,11 +164,11 @@ def test_prepare_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.
     for index in (0, 1):
         samples.reader.shape(index)
     decoded = []
-    load = VolumeTransform.load_both
-    monkeypatch.setattr(VolumeTransform, "load_both", lambda *a: decoded.append(a[2]) or load(*a))
+    decode = VolumeTransform.decode
+    monkeypatch.setattr(VolumeTransform, "decode", lambda *a: decoded.append(a[1][0].name) or decode(*a))
     again = fused(folder, share=0.1, cache=True)
     report = prepare([(again.reader, again.set_aside)], jobs=1)
-    assert decoded == list(range(2, SCANS))
+    assert decoded == [file.name for index in range(2, SCANS) for file in again.reader.scans.files(index)]
     assert report.volumes == 6 and report.too_many
     assert "more than VF_max_bad_fraction allows" in str(report)
 

@@ -69,7 +69,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_):
         raise AssertionError("decoded although it is in the cache")
 
-    monkeypatch.setattr(VolumeTransform, "load_both", fail)
+    monkeypatch.setattr(VolumeTransform, "decode", fail)
 
 
 @pytest.mark.parametrize("transforms", [(), (Window(150.0),)], ids=["as it is", "windowed"])
@@ -153,17 +153,17 @@ def test_scan_that_vanished_is_named(folder: Path):
 
 
 def test_scan_replaced_while_it_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    load = VolumeTransform.load_both
+    decode = VolumeTransform.decode
     calls = []
 
-    def replaced_meanwhile(self, scans, index):
-        both = load(self, scans, index)
+    def replaced_meanwhile(self, files):
+        scan = decode(self, files)
         if not calls:
             write_volume(folder / "volumes" / "0.nii.gz", make_scan(9, SIZE)[0])
-        calls.append(index)
-        return both
+        calls.append(files)
+        return scan
 
-    monkeypatch.setattr(VolumeTransform, "load_both", replaced_meanwhile)
+    monkeypatch.setattr(VolumeTransform, "decode", replaced_meanwhile)
     assert np.array_equal(whole(reader(folder))[0], make_scan(9, SIZE)[0])
     assert len(calls) == 2 and len(entries(folder)) == 1
 

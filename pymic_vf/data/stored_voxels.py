@@ -20,7 +20,7 @@ import numpy as np
 CODING = struct.Struct("<cII")  # T a table, L levels or - neither; rows and columns of the float32 numbers behind it
 LEVELS = 65535  # the highest level
 RANGES = {np.int16: (-(2**15), 2**15 - 1), np.uint16: (0, 2**16 - 1), np.int32: (-(2**24), 2**24)}
-SLAB_VOXELS = 1 << 22  # worked on at a time, so that temporary arrays stay small
+SLAB_VOXELS = 1 << 18  # worked on at a time, so that temporary arrays stay in the cache
 
 
 @dataclass(frozen=True)
@@ -120,23 +120,44 @@ def _kept(numbers: np.ndarray, voxels: np.ndarray) -> bool:
     return np.array_equal(numbers, voxels)
 
 
+def encode_numbers(numbers: np.ndarray, lowest: int, table: np.ndarray) -> StoredVoxels:
+    """Whole numbers [C, D, H, W], of which `lowest` is the smallest, with the value of each.
+
+    Args:
+        numbers: integers, no two of which differ by more than 65535.
+        lowest: the number that the first column of the table is for.
+        table: float32 [C, n].
+    """
+    places = np.empty(numbers.shape, np.uint16)
+    for slab in _slabs(numbers.shape):
+        # the difference modulo 2^16 is the difference itself, since it is less than that
+        np.subtract(numbers[slab].astype(np.uint16), np.uint16(lowest % 2**16), out=places[slab])
+    return StoredVoxels(places, Coding(table=table))
+
+
 def _by_table(voxels: np.ndarray, source: np.ndarray) -> StoredVoxels | None:
     """The scan's numbers, counted from its smallest, and the value of each; None where one number has two values."""
     lowest, highest = int(source.min()), int(source.max())
     if highest - lowest > LEVELS:
         return None
-    table = np.zeros((len(voxels), highest - lowest + 1), np.float32)
-    numbers = np.empty(source.shape, np.uint16)
-    # the difference modulo 2^16 is the difference itself, since it is less than that
-    np.subtract(source.astype(np.uint16, copy=False), np.uint16(lowest % 2**16), out=numbers)
+    table = np.full((len(voxels), highest - lowest + 1), np.nan, np.float32)  # NaN: a number not met yet
+    stored = encode_numbers(source, lowest, table)
     for slab in _slabs(voxels.shape):
-        table[slab[0].start][numbers[slab]] = voxels[slab]
-    coding = Coding(table=table)
-    for slab in _slabs(voxels.shape):
-        values = np.take(table[slab[0].start], numbers[slab], mode="clip")
-        if not np.array_equal(values, voxels[slab]):
+        if not _noted(table[slab[0].start], stored.numbers[slab], voxels[slab]):
             return None
-    return StoredVoxels(numbers, coding)
+    return stored
+
+
+def _noted(table: np.ndarray, numbers: np.ndarray, values: np.ndarray) -> bool:
+    """Fill in the numbers that are new to a table; whether every number has the value that it has in the table."""
+    differs = np.take(table, numbers, mode="clip") != values
+    if not differs.any():
+        return True
+    new, wanted = numbers[differs], values[differs]
+    if not np.isnan(table[new]).all():
+        return False
+    table[new] = wanted
+    return np.array_equal(table[new], wanted)
 
 
 def _by_levels(voxels: np.ndarray) -> StoredVoxels:

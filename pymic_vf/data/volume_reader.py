@@ -51,39 +51,52 @@ class VolumeTransform:
         """Decode volume `index` and transform it: [C, D, H, W], in the file's type where there is no transform.
 
         Raises:
-            UnusableScanError: see :meth:`load_both`.
-        """
-        return self.load_both(scans, index)[0]
-
-    def load_both(self, scans: ScanList, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The volume as :meth:`load` gives it, and the scan's own voxels before the transforms.
-
-        Raises:
             UnusableScanError: the scan cannot be read, a transform cannot be applied to it or makes NaN of it, or what
                 it leaves is smaller than `smallest` or has the same value everywhere.
         """
         files = scans.files(index)
-        scan = read_scan(files, self.channels)
-        voxels = scan.voxels
-        if self.transforms:
-            try:
-                voxels = self._apply(scan, [str(file) for file in files])
-            except UserError:
-                raise
-            except Exception as error:
-                reason = f"volume_transform failed ({type(error).__name__}: {error})"
-                raise UnusableScanError(f"{files[0]}: {reason}") from error
-            if voxels.ndim != 4 or not np.isfinite(voxels).all():
-                raise UnusableScanError(f"{files[0]}: volume_transform leaves NaN, infinite or missing voxels")
-        self._check_use(files[0], voxels)
-        return voxels, scan.voxels
+        voxels = self.transformed(self.decode(files), files)
+        self.check_use(files, voxels, voxels.shape[1:])
+        return voxels
 
-    def _check_use(self, file: Path, voxels: np.ndarray) -> None:
-        size = voxels.shape[1:]
+    def decode(self, files: Sequence[Path]) -> Scan:
+        """The scan of those files as it is.
+
+        Raises:
+            UnusableScanError: it cannot be read, or has other channels.
+        """
+        return read_scan(files, self.channels)
+
+    def transformed(self, scan: Scan, files: Sequence[Path]) -> np.ndarray:
+        """What the transforms make of a scan: [C, D, H, W]; its own voxels where there is none.
+
+        Raises:
+            UnusableScanError: a transform cannot be applied to it or makes NaN of it.
+        """
+        if not self.transforms:
+            return scan.voxels
+        try:
+            voxels = self._apply(scan, [str(file) for file in files])
+        except UserError:
+            raise
+        except Exception as error:
+            reason = f"volume_transform failed ({type(error).__name__}: {error})"
+            raise UnusableScanError(f"{files[0]}: {reason}") from error
+        if voxels.ndim != 4 or not np.isfinite(voxels).all():
+            raise UnusableScanError(f"{files[0]}: volume_transform leaves NaN, infinite or missing voxels")
+        return voxels
+
+    def check_use(self, files: Sequence[Path], voxels: np.ndarray, size: Sequence[int]) -> None:
+        """Whether a volume of that size (D, H, W), with those values among its `voxels`, can be trained on.
+
+        Raises:
+            UnusableScanError: it is smaller than `smallest`, or has the same value everywhere.
+        """
         if any(n < least for n, least in zip(size, self.smallest, strict=True)):
-            raise UnusableScanError(f"{file}: too small, {list(size)} voxels where {list(self.smallest)} are the least")
+            least = list(self.smallest)
+            raise UnusableScanError(f"{files[0]}: too small, {list(size)} voxels where {least} are the least")
         if voxels.min() == voxels.max():
-            raise UnusableScanError(f"{file}: flat, every voxel is {voxels.flat[0]}")
+            raise UnusableScanError(f"{files[0]}: flat, every voxel is {voxels.flat[0]}")
 
     def _apply(self, scan: Scan, names: list[str]) -> np.ndarray:
         sample: dict[str, Any] = {

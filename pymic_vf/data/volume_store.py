@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import numpy as np
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cache_key import State, cache_key, describe, scan_state
-from pymic_vf.data.scan import UnusableScanError
+from pymic_vf.data.point_wise import are_point_wise, number_range, numbers_to_transform
+from pymic_vf.data.scan import Scan, UnusableScanError
 from pymic_vf.data.scan_list import ScanList
-from pymic_vf.data.stored_voxels import StoredVoxels, encode
+from pymic_vf.data.stored_voxels import StoredVoxels, encode, encode_numbers
 from pymic_vf.data.volume_file import DamagedEntryError, VolumeFile
 from pymic_vf.data.volume_reader import MEMORY_BYTES, VolumeTransform
 from pymic_vf.errors import UserError
@@ -89,7 +91,7 @@ class ChunkedVolumeReader:
         state = _state_of(files)
         known = self._open.get(index)
         if known is None or known[0] != state:
-            self._open[index] = known = self._opened(index, files, state)
+            self._open[index] = known = self._opened(files, state)
         self._open.move_to_end(index)
         self._forget()
         return known[1]
@@ -101,7 +103,7 @@ class ChunkedVolumeReader:
             _, (_, volume) = self._open.popitem(last=False)
             used -= volume.memory_bytes
 
-    def _opened(self, index: int, files: list[Path], state: State) -> tuple[State, VolumeFile | _InMemory]:
+    def _opened(self, files: list[Path], state: State) -> tuple[State, VolumeFile | _InMemory]:
         path = self.folder.entry(cache_key(files, state, self._transforms))
         try:
             return state, VolumeFile(path)
@@ -109,23 +111,40 @@ class ChunkedVolumeReader:
             pass
         except (DamagedEntryError, OSError) as error:
             log.warning("VF_cache_dir: %s is damaged (%s) and is made anew from %s", path, error, files[0])
-        return self._made(index, files, state)
+        return self._made(files, state)
 
-    def _made(self, index: int, files: list[Path], state: State) -> tuple[State, VolumeFile | _InMemory]:
+    def _made(self, files: list[Path], state: State) -> tuple[State, VolumeFile | _InMemory]:
         """Decode the scan and store it, under the state that it had before and after."""
-        voxels, scan = self.transform.load_both(self.scans, index)
+        scan = self.transform.decode(files)
         after = _state_of(files)
         if after != state:  # replaced meanwhile: what was read may be half of each
-            voxels, scan = self.transform.load_both(self.scans, index)
+            scan = self.transform.decode(files)
             if _state_of(files) != after:
                 raise UnusableScanError(f"{files[0]}: is being written to while it is read")
-        stored = encode(voxels, scan)
+        stored = stored_volume(self.transform, scan, files)
         key = cache_key(files, after, self._transforms)
         if self.folder.add(key, stored, sum(size for size, _ in after)):
             with suppress(DamagedEntryError, OSError):
                 return after, VolumeFile(self.folder.entry(key))
         # the same rounding as in the folder: a sample does not depend on what had room
         return after, _InMemory(stored)
+
+
+def stored_volume(transform: VolumeTransform, scan: Scan, files: Sequence[Path]) -> StoredVoxels:
+    """What the cache keeps of a scan: its numbers and their new values, or its voxels transformed.
+
+    Raises:
+        UnusableScanError: see :meth:`VolumeTransform.transformed` and :meth:`VolumeTransform.check_use`.
+    """
+    limits = number_range(scan.voxels) if are_point_wise(transform.transforms) else None
+    if limits is None:
+        voxels = transform.transformed(scan, files)
+        transform.check_use(files, voxels, voxels.shape[1:])
+        return encode(voxels, scan.voxels)
+    numbers = numbers_to_transform(scan.voxels, *limits)
+    values = transform.transformed(replace(scan, voxels=numbers), files)
+    transform.check_use(files, values, scan.voxels.shape[1:])
+    return encode_numbers(scan.voxels, limits[0], values[:, 0, 0])
 
 
 class _InMemory:
