@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from plain_pct_net import PlainPCTNet
 from torch import Tensor, nn
 
@@ -42,8 +41,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {_processor()}, {threads} threads")
+    print(machine())
     print(f"input {args.size}, feature_chns {PAPER['feature_chns']}, resolution_mode 1, median of {args.repeats} turns")
     print("processor time" if args.cpu_time else "wall-clock time")
     params = PAPER | {"input_size": args.size}
@@ -242,15 +240,6 @@ def _same_weights(params: dict[str, Any], changes: list[dict[str, Any]], device:
 def _row(name: str, seconds: float, plain: float | None = None, goal: float | None = None) -> None:
     factor = f"{plain / seconds:6.2f}x" if plain else ""
     print(f"  {name:26s}{seconds:8.2f} s{factor}" + (f"   (goal {goal}x)" if goal else ""), flush=True)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _arguments() -> argparse.Namespace:

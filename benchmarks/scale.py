@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from machine import machine
 from pymic import TaskType
 from pymic.transform.trans_dict import TransformDict
 
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where scans and cache stay; default: a temporary one")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         few, many = make_rows(folder, 1000), make_rows(folder, options.rows)

@@ -11,14 +11,13 @@ beside the whole.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 from monai.inferers import sliding_window_inference
 from pymic.net_run.infer_func import Inferer
 from scipy.ndimage import gaussian_filter
@@ -186,14 +185,6 @@ def memory(image: torch.Tensor) -> None:
         print(f"  {name:28} one output {peaks[0]:.2f}, four outputs {peaks[1]:.2f}")
 
 
-def machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(names)} cores, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -206,7 +197,7 @@ def main() -> None:
     global clock
     clock = CLOCKS[args.clock]
     torch.set_num_threads(args.threads)
-    print(f"{machine(args.device)}; torch {torch.__version__}; volume {VOLUME}, windows {WINDOW}, strides {STRIDE}, "
+    print(f"{machine(args.device)}; volume {VOLUME}, windows {WINDOW}, strides {STRIDE}, "
           f"float32, {args.repeats} repeats, {args.clock} clock")  # fmt: skip
     image, _ = phantom(VOLUME, 0, args.device)
     net = trained_network(args.train_steps, args.device)

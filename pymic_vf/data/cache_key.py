@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 2  # changes when the same file and transforms are stored or decoded differently
+FORMAT = 3  # changes when the same file and transforms are stored or decoded differently
 
 # (size in bytes, time of the last change in ns) of each file of a scan
 State = tuple[tuple[int, int], ...]

@@ -103,7 +103,7 @@ def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
     """float32 [B, classes, D, H, W] of a label [B, 1, D, H, W], as PyMIC's LabelToProbability makes it."""
     probability = torch.empty((label.shape[0], classes, *label.shape[2:]), dtype=torch.float32, device=label.device)
     for k in range(classes):
-        probability[:, k] = label[:, 0] == k
+        torch.eq(label[:, 0], k, out=probability[:, k])  # without a volume of bool in between
     return probability
 
 
