@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import sys
 from pathlib import Path
 
@@ -139,3 +140,34 @@ def test_drop_path_drops_whole_samples():
     # A sample is untouched where both branches were dropped: 0.2^2 of 64 samples, 2.56 on average.
     untouched = int((~changed.any(1)).sum())
     assert 0 < untouched < 12
+
+
+@pytest.mark.parametrize("change", ["weights", "index", "windows", "training"])
+def test_terms_are_made_once_until_something_changes(change: str):
+    attn = WindowAttention(8, 2, 3, 0.0).eval()
+    layouts = [window_layout(1, size, 3, 1, CPU) for size in ((5, 7, 4), (6, 6, 6))]
+    with torch.no_grad():
+        before = attn.terms(layouts[0])
+        assert attn.terms(layouts[0]) is before
+        layout = layouts[0]
+        if change == "weights":
+            attn.relative_position_bias_table.data.mul_(2)  # which torch does not count as a change
+        elif change == "index":
+            attn.relative_position_index.copy_(attn.relative_position_index.flip(0))
+        elif change == "windows":
+            layout = layouts[1]
+        else:
+            attn.train()
+        after = attn.terms(layout)
+    assert after is not before
+    for made, wanted in zip(after, attn._new_terms(layout), strict=True):
+        assert torch.equal(made, wanted)
+    assert attn.train().terms(layout)[0].requires_grad
+
+
+def test_kept_terms_are_in_no_copy_and_no_state():
+    attn = WindowAttention(8, 2, 6, 0.0).eval()
+    small, names = len(pickle.dumps(attn)), list(attn.state_dict())
+    with torch.no_grad():
+        attn.terms(window_layout(1, (12, 12, 12), 6, 3, CPU))
+    assert len(pickle.dumps(attn)) == small and list(attn.state_dict()) == names

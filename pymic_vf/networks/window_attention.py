@@ -7,6 +7,7 @@ MIS-FM, section 3.1.4 (P-MSA and SP-MSA); Swin Transformer (Liu et al. 2021), eq
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,18 @@ def by_chunks(function: Callable[..., Tensor], x: Tensor, rows: int, *args: Tens
     return [function(chunk, *args) for chunk in x.split(rows)]
 
 
+class _KeptTerms(NamedTuple):
+    """What the windows' scaled products are added to, and what it was made of."""
+
+    layout: WindowLayout
+    table: Tensor
+    index: Tensor
+    terms: list[Tensor]
+
+    def are_of(self, layout: WindowLayout, table: Tensor, index: Tensor) -> bool:
+        return self.layout is layout and torch.equal(self.table, table) and torch.equal(self.index, index)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with a learned bias for each relative position.
 
@@ -50,19 +63,41 @@ class WindowAttention(nn.Module):
         self.attn_drop = dropout
         self.proj = nn.Linear(chns, chns)
         self.proj_drop = Dropout(dropout)
+        self._kept: _KeptTerms | None = None
         nn.init.trunc_normal_(self.relative_position_bias_table, std=TABLE_STD)
 
     def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
         tokens = self.window**3
-        windows, bias = to_windows(x, layout), self.position_bias()
+        windows = to_windows(x, layout)
         groups = windows.split([group.windows * tokens for group in layout.groups])
         rows = tokens * max(1, CHUNK // (self.num_heads * tokens**2))
         outputs = []
-        for group, (_, mask) in zip(groups, layout.groups, strict=True):
-            term = bias if mask is None else bias + mask.to(bias.dtype)
-            outputs += by_chunks(self.attend, group, rows, term[None])
+        for group, term in zip(groups, self.terms(layout), strict=True):
+            outputs += by_chunks(self.attend, group, rows, term)
         windows = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return self.proj_drop(self.proj(from_windows(windows, layout)))
+
+    def terms(self, layout: WindowLayout) -> list[Tensor]:
+        """[1, heads, T, T] of each group of windows: the position bias, and the group's mask added.
+
+        In inference on a CPU they are kept until the windows or the bias change. The bias is compared by its values: it
+        may be written to in ways that torch does not count. On a GPU comparing costs more than to make them again.
+        """
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        if self.training or torch.is_grad_enabled() or table.device.type != "cpu" or torch.compiler.is_compiling():
+            self._kept = None
+            return self._new_terms(layout)
+        if self._kept is None or not self._kept.are_of(layout, table, index):
+            self._kept = _KeptTerms(layout, table.clone(), index.clone(), self._new_terms(layout))
+        return self._kept.terms
+
+    def _new_terms(self, layout: WindowLayout) -> list[Tensor]:
+        bias = self.position_bias()[None]
+        return [bias if mask is None else bias + mask.to(bias.dtype) for _, mask in layout.groups]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be made again: copies and pickles stay small."""
+        return {**self.__dict__, "_kept": None}
 
     def position_bias(self) -> Tensor:
         """[heads, T, T]."""
