@@ -38,9 +38,22 @@ class Checkpoint(dict):
 
 
 def save_whole(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """`torch.save`, but a checkpoint of that name is replaced only by a complete one."""
-    with whole_file(path) as temporary:
-        torch.save(checkpoint, temporary)
+    """`torch.save`, but a checkpoint of that name is replaced only by a complete one.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:  # torch's own writer ends a failed write by a RuntimeError of its end
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"the checkpoint {path} cannot be written ({cause.strerror}); those written before are whole. Make room "
+            "and resume (ckpt_init_name, ckpt_init_mode = 1)"
+        ) from error
 
 
 def load(path: str | os.PathLike, **options: Any) -> Any:

@@ -18,9 +18,11 @@ from typing import Any
 from pymic_vf._version import __version__
 from pymic_vf.errors import UserError
 
+INTERRUPTED = 130  # the shell's exit status of a command that Ctrl-C ended
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status, 0 for success, 1 for a user's mistake."""
+    """Run the command; returns its exit status, 0 for success, 1 for a user's mistake, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in ("train", "test"):
         return _run_pymic(*arguments)
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"\nError: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def test_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path):
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     assert checkpoint.load(path)["model_state_dict"]["w"].tolist() == [1, 1, 1]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    checkpoint.save_whole({"model_state_dict": {"w": torch.ones(3)}}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"a\.pt cannot be written \(File too large\); those written before are whole"
+        ):
+            checkpoint.save_whole({"model_state_dict": {"w": torch.ones(100_000)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+    assert checkpoint.load(path)["model_state_dict"]["w"].tolist() == [1, 1, 1]
+    with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
+        checkpoint.save_whole({}, tmp_path / "no folder" / "a.pt")
 
 
 def test_report_names_what_was_not_loaded():

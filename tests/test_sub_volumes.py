@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pymic_vf.data.random_state import VALID, seeded
+from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.errors import UserError
 
@@ -112,3 +113,27 @@ def test_transforms_that_change_the_size_are_named():
         UserError, match=r"must leave sub-volumes of VF_crop_size = \[4, 5, 6\], they leave \[3, 5, 6\]"
     ):
         samples(Volumes((9, 9, 9), (9, 9, 9)), before=[shrink])[0]
+
+
+class Shrinking(Volumes):
+    """Whose first volume becomes smaller after its size was asked for, `times` times."""
+
+    def __init__(self, times: int, *shapes: tuple[int, int, int]) -> None:
+        super().__init__(*shapes)
+        self.times = times
+
+    def read(self, index: int, start, size) -> np.ndarray:
+        if index == 0 and self.times:
+            self.times -= 1
+            self.volumes[0] = self.volumes[0][..., :-1]
+        box = (slice(None), *(slice(s, s + n) for s, n in zip(start, size, strict=True)))
+        return self.volumes[index][box].copy()
+
+
+def test_a_scan_replaced_by_a_smaller_one_while_it_is_read():
+    place = np.full(3, 0.999)  # at the far end, where the smaller one has nothing
+    data = samples(Shrinking(2, (4, 5, 9), (4, 5, 9)))
+    assert data._crop(0, place).shape == (1, *CROP)
+    assert data.reader.shape(0) == (1, 4, 5, 7)
+    with pytest.raises(UnusableScanError, match="changes its size again and again"):
+        samples(Shrinking(9, (4, 5, 20), (4, 5, 9)))._crop(0, place)

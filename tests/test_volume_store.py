@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,6 +256,52 @@ def test_cap_does_not_change_a_rounded_voxel(folder: Path):
     assert not entries(folder)
     assert np.array_equal(capped, whole(reader(folder, Fraction(1))))
     assert len(entries(folder)) == 1
+
+
+def test_writers_together_do_not_exceed_the_cap(folder: Path):
+    """Each with its own count of what there is, as processes have."""
+    one = reader(folder)
+    whole(one)
+    size = one.entry_bytes(0)
+    writers = [reader(folder, max_bytes=int(2.5 * size)) for _ in range(3)]
+    for index, writer in enumerate(writers):
+        whole(writer, index)
+    assert one.folder.used_bytes() <= 2.5 * size and len(entries(folder)) == 2
+    entries(folder)[0].unlink()
+    whole(reader(folder, max_bytes=int(2.5 * size)), 2)  # what was deleted makes room
+    assert len(entries(folder)) == 2
+
+
+def test_a_folder_that_is_removed_is_made_anew(folder: Path):
+    volumes = reader(folder)
+    whole(volumes, 0)
+    shutil.rmtree(folder / "cache")
+    assert np.array_equal(whole(volumes, 0)[0], make_scan(0, SIZE)[0])
+    assert len(entries(folder)) == 1
+
+
+def test_an_entry_under_the_name_of_another_is_none(folder: Path):
+    volumes = reader(folder)
+    paths = []
+    for index in (0, 1):
+        whole(volumes, index)
+        paths.append(volumes._volume(index).path)
+    paths[1].replace(paths[0])
+    assert np.array_equal(whole(volumes, 0)[0], make_scan(0, SIZE)[0])
+    assert np.array_equal(whole(reader(folder), 1)[0], make_scan(1, SIZE)[0])
+
+
+def test_damage_with_the_time_put_back_that_cannot_be_decoded(folder: Path):
+    """Size and time are as written, so that only the decoder notices."""
+    volumes = reader(folder)
+    whole(volumes, 0)
+    path = volumes._volume(0).path
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 4 : 3 * len(content) // 4] = bytes(len(content) // 2)
+    for each in (volumes, reader(folder)):
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+        assert np.array_equal(whole(each, 0)[0], make_scan(0, SIZE)[0])
 
 
 @contextmanager

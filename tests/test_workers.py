@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
+from pymic_vf.data.outbox import Outbox
 from pymic_vf.data.prepare import look_at
+from pymic_vf.data.workers import outlive_workers
 from pymic_vf.errors import UserError
 
 
@@ -57,6 +59,12 @@ def test_killed_workers_are_replaced_and_no_sample_is_lost(caplog):
     assert numbers(batches) == list(range(5, 29))
 
 
+def test_another_loader_started_before_does_not_matter():
+    # torch's handler of deaths is there after it
+    assert len(list(DataLoader(Samples(), sampler=range(3), num_workers=1))) == 3
+    test_killed_while_idle()
+
+
 def test_a_sample_that_killed_its_worker_is_made_again(tmp_path):
     assert numbers(loader(Samples(5, tmp_path / "once"))) == list(range(5, 29))
 
@@ -73,6 +81,47 @@ def test_killed_while_idle():
         worker.kill()
         worker.join()
     assert numbers(batches) == list(range(5, 29))
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), FileNotFoundError(2, "No such file")]
+)
+def test_a_connection_that_breaks_in_the_middle_of_a_batch_is_a_death(error):
+    starts = []
+
+    def start(done: int):
+        starts.append(done)
+        for item in range(done, 4):
+            if item == 2 and len(starts) == 1:
+                raise error
+            yield item
+
+    assert list(outlive_workers(start, lambda: None)) == [0, 1, 2, 3]
+    assert starts == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shapes differ"), EOFError("Caught EOFError in DataLoader worker process 0."),
+     FileNotFoundError(2, "No such file", "labels.csv")],
+)  # fmt: skip
+def test_what_a_worker_raises_is_no_death(error):
+    def start(_done: int):
+        raise error
+        yield
+
+    with pytest.raises(type(error)) as raised:
+        list(outlive_workers(start, lambda: None))
+    assert raised.value is error
+
+
+def test_shared_memory_that_is_full_is_explained(monkeypatch):
+    def no_room(*_):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(Outbox, "stack", no_room)  # workers are forked, and have it so
+    with pytest.raises(UserError, match=r"/dev/shm.* no room for the batches of 2 workers; fewer of them .*num_worker"):
+        list(loader(Samples()))
 
 
 class Reader:

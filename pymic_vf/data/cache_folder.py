@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
 from torch.utils.data import get_worker_info
 
 from pymic_vf.data.stored_voxels import StoredVoxels
-from pymic_vf.data.volume_file import SUFFIX, compress, write_entry
+from pymic_vf.data.volume_file import SUFFIX, TRAILER, compress, write_entry
 from pymic_vf.errors import UserError
+from pymic_vf.files import whole_file
 
 log = logging.getLogger(__name__)
 GIB = 2**30
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LEFTOVER_SECONDS = 3600  # no writer takes this long for one volume
-COUNTS_PER_REST = 32  # looks at the folder while what is left of its cap is halved, about
+# of a folder with a cap: who may write, and what has been written, since counting 100,000 files takes its time
+LOCK, USED = ".lock", ".used_bytes"
 
 
 def first_worker() -> bool:
@@ -43,7 +46,6 @@ class CacheFolder:
 
     def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         self.path, self.max_bytes = path, max_bytes
-        self._room = 0.0  # bytes that may be written before the folder has to be looked at again
         self._full = False
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -68,35 +70,48 @@ class CacheFolder:
         if self._full:
             return False
         frame, coding = compress(stored, scan_bytes)
-        if not self._has_room(len(frame) + len(coding)):
-            return False
-        path = self.entry(key)
         try:
-            path.parent.mkdir(exist_ok=True)
-            write_entry(path, frame, coding)
+            if self.max_bytes is None:
+                self._write(key, frame, coding)
+                return True
+            with FileLock(self.path / LOCK):  # one at a time, or together they would exceed the cap
+                if not self._has_room(len(frame) + len(coding) + TRAILER.size):
+                    return False
+                self._write(key, frame, coding)
         except OSError as error:
             if error.errno in FULL:
                 raise UserError(self._full_disk(error)) from error
             raise UserError(f"VF_cache_dir = {self.path}: cannot be written to ({error})") from error
         return True
 
+    def _write(self, key: str, frame: bytes, coding: bytes) -> None:
+        path = self.entry(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_entry(path, frame, coding)
+
     def _has_room(self, size: int) -> bool:
-        """Whether the cap allows `size` more bytes; these are then spoken for."""
-        if self.max_bytes is None:
-            return True
-        if size > self._room:
-            rest = self.max_bytes - self.used_bytes()
-            self._full = size > rest
-            if self._full and first_worker():
+        """Whether the cap allows `size` more bytes; these are then noted as used, for the other writers too."""
+        used = self._noted_bytes()
+        if used is None or used + size > self.max_bytes:
+            used = self.used_bytes()  # some may have been deleted, or written anew
+        if used + size > self.max_bytes:
+            self._full = True
+            if first_worker():
                 log.warning(
                     "VF_cache_dir has reached VF_cache_max_gib = %.4g: further scans are decoded each time they are "
                     "needed, which is slow",
                     self.max_bytes / GIB,
                 )
-            # others write too: look again when a part of the rest is used up
-            self._room = max(rest / COUNTS_PER_REST, size)
-        self._room -= size
-        return not self._full
+            return False
+        with whole_file(self.path / USED) as temporary:
+            temporary.write_text(str(used + size))
+        return True
+
+    def _noted_bytes(self) -> int | None:
+        try:
+            return int((self.path / USED).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _full_disk(self, error: OSError) -> str:
         return (

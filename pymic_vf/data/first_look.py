@@ -57,6 +57,7 @@ def _forecast(parts: Sequence[Part], looks: Sequence[Look]) -> None:
 
 
 def _forecast_size(folder: CacheFolder, size: float, known: int, scans: int) -> None:
+    folder.remove_leftovers()
     used, free = folder.used_bytes(), folder.free_bytes()
     log.info(
         "VF_cache_dir = %s: %d scans will take about %.4g GiB (by %d of them); it has %.4g GiB, the disk %.4g GiB free",

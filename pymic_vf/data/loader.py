@@ -132,6 +132,15 @@ class _Collation:
             return errors[0]
         keys = ("image", "label_prob" if "label_prob" in samples[0] else "label")
         tensors = [{key: torch.as_tensor(sample[key]) for key in keys} for sample in samples]
-        batch = stacked(tensors) if get_worker_info() is None else self.outbox.stack(tensors)
+        try:
+            batch = stacked(tensors) if get_worker_info() is None else self.outbox.stack(tensors)
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            return UserError(
+                "the shared memory of this machine (/dev/shm; in a container docker's --shm-size) has no room for the "
+                f"batches of {get_worker_info().num_workers} workers; fewer of them ([dataset] num_worker) need less "
+                f"({error})"
+            )
         bad = {index: reason for sample in samples for index, reason in sample.get("set_aside", {}).items()}
         return {**batch, "set_aside": bad} if bad else batch

@@ -41,7 +41,7 @@ class SetAside:
         """
         self.reasons[index] = reason
         if len(self.reasons) > len(self.scans) - 2:
-            raise UnusableScanError(self._listing())
+            raise UnusableScanError(self._listing("so that no two are left to make a sample of"))
 
     def tell(self, reasons: Mapping[int, str]) -> None:
         """Log and write down the bad scans that were not told before, one line each.
@@ -56,23 +56,27 @@ class SetAside:
         self._told.update(new)
         self._write(new)
         if len(self.reasons) > self.max_fraction * len(self.scans):
-            raise UnusableScanError(self._listing())
+            rule = f"more than VF_max_bad_fraction = {self.max_fraction} allows"
+            raise UnusableScanError(self._listing(rule))
         for reason in new.values():
             log.warning("a scan is set aside: %s", reason)
 
-    def _listing(self) -> str:
+    def _listing(self, rule: str) -> str:
         reasons = list(self.reasons.values())
         listed = "".join(f"\n  - {reason}" for reason in reasons[: 4 * SHOWN])
         rest = len(reasons) - 4 * SHOWN
         more = f"\n  and {rest} more, see {self.report}" if rest > 0 else ""
-        return (
-            f"{len(reasons)} of {len(self.scans)} scans cannot be used, more than VF_max_bad_fraction = "
-            f"{self.max_fraction} allows:{listed}{more}"
-        )
+        return f"{len(reasons)} of {len(self.scans)} scans cannot be used, {rule}:{listed}{more}"
 
     def _write(self, new: Mapping[int, str]) -> None:
         if self.report is None:
             return
+        try:
+            self._append(new)
+        except OSError as error:  # the log has them too
+            log.warning("%s: cannot be written (%s)", self.report, error.strerror)
+
+    def _append(self, new: Mapping[int, str]) -> None:
         self.report.parent.mkdir(parents=True, exist_ok=True)
         rows = [(str(self.scans.files(index)[0]), reason) for index, reason in new.items()]
         known = set()

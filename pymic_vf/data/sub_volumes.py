@@ -20,6 +20,7 @@ from pymic_vf.data.volume_reader import VolumeReader
 from pymic_vf.errors import UserError
 
 Transform = Callable[[dict], dict]
+ATTEMPTS = 3  # at a crop of a scan that is replaced meanwhile
 
 
 @dataclass(frozen=True)
@@ -136,15 +137,26 @@ class FusedSamples(Dataset):
         """
         if self.set_aside is not None and index in self.set_aside.reasons:
             raise UnusableScanError(self.set_aside.reasons[index])
-        size = np.asarray(self.reader.shape(index)[1:])
-        crop = np.asarray(self.crop_size)
-        start = np.minimum(size - crop, 0) + (place * (np.abs(size - crop) + 1)).astype(int)
-        first, last = np.maximum(start, 0), np.minimum(start + crop, size)
-        voxels = self.reader.read(index, first.tolist(), (last - first).tolist())
-        padding = [(int(a), int(b)) for a, b in zip(first - start, start + crop - last, strict=True)]
-        if any(before or after for before, after in padding):
-            voxels = np.pad(voxels, [(0, 0), *padding], mode="symmetric")
-        return voxels
+        for _ in range(ATTEMPTS):
+            first, last, padding = _place(self.reader.shape(index)[1:], self.crop_size, place)
+            size = tuple(b - a for a, b in zip(first, last, strict=True))
+            voxels = self.reader.read(index, first, size)
+            if voxels.shape[1:] == size:  # or it was replaced by a smaller one in between
+                break
+        else:
+            raise UnusableScanError(f"scan {index + 1} of the list changes its size again and again while it is read")
+        return np.pad(voxels, [(0, 0), *padding], mode="symmetric") if any(map(any, padding)) else voxels
+
+
+def _place(
+    size: Sequence[int], crop_size: Sequence[int], place: np.ndarray
+) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    """The first voxels of a crop, the ends of what the volume has of it, and what is missing before and after."""
+    size, crop = np.asarray(size), np.asarray(crop_size)
+    start = np.minimum(size - crop, 0) + (place * (np.abs(size - crop) + 1)).astype(int)
+    first, last = np.maximum(start, 0), np.minimum(start + crop, size)
+    missing = zip((first - start).tolist(), (start + crop - last).tolist(), strict=True)
+    return first.tolist(), last.tolist(), list(missing)
 
 
 @functools.lru_cache(maxsize=4)

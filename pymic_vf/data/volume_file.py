@@ -23,7 +23,8 @@ process.
 
 Blosc2 has no checksum: of 60 damaged files it noticed 13. So the file's time of change is set to one that is written
 in it: whatever writes to the file afterwards changes that. One look at size and time before each read then tells that
-it is as it was written; where they differ, as after a copy, a checksum over the whole file decides.
+it is as it was written; where they differ, as after a copy, or where Blosc2 cannot read it, a checksum over the whole
+file decides. The key is written in it too: an entry that took another one's name is no entry.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from pymic_vf.files import whole_file
 SUFFIX = ".b2nd"
 CHUNK, BLOCK = (64, 128, 128), (16, 16, 32)
 SMALLEST = (1, 1, 1, 1)
-# magic, bytes of the Blosc2 array, of the coding, the CRC-32 of both, the file's time of change in ns
-TRAILER = struct.Struct("<8sQQQQ")
+# magic, key, bytes of the Blosc2 array, of the coding, the CRC-32 of both, the file's time of change in ns
+TRAILER = struct.Struct("<8s40sQQQQ")
 MAGIC = b"PyMIC_VF"
 ONE_THREAD = {"nthreads": 1}  # a worker's share is one core, and threads do not survive its fork
 
@@ -69,7 +70,7 @@ def write_entry(path: Path, frame: bytes, coding: bytes) -> None:
             file.write(frame)
             file.write(coding)
             checksum = zlib.crc32(coding, zlib.crc32(frame))
-            file.write(TRAILER.pack(MAGIC, len(frame), len(coding), checksum, stamp))
+            file.write(TRAILER.pack(MAGIC, _key(path), len(frame), len(coding), checksum, stamp))
         os.utime(temporary, ns=(stamp, stamp))
 
 
@@ -110,6 +111,7 @@ class VolumeFile:
 
     Args:
         path: of a file that :func:`write_entry` wrote.
+        in_doubt: compare the checksum, whatever size and time say.
 
     Raises:
         FileNotFoundError: there is none.
@@ -118,9 +120,9 @@ class VolumeFile:
 
     memory_bytes = 1 << 16  # about, with the places of its chunks
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, in_doubt: bool = False) -> None:
         self.path = path
-        self._state, coding = _verified(path)
+        self._state, coding = _verified(path, in_doubt)
         try:
             self._array = blosc2.open(str(path), mode="r", dparams=ONE_THREAD)
             self._coding = Coding.from_bytes(zlib.decompress(coding))
@@ -147,7 +149,11 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _verified(path: Path) -> tuple[tuple[int, int], bytes]:
+def _key(path: Path) -> bytes:
+    return path.name.removesuffix(SUFFIX).encode()
+
+
+def _verified(path: Path, in_doubt: bool) -> tuple[tuple[int, int], bytes]:
     """Size and time of change of an entry that is as it was written, and its coding."""
     size, changed = _state(path)
     with path.open("rb") as file:
@@ -155,13 +161,15 @@ def _verified(path: Path) -> tuple[tuple[int, int], bytes]:
         trailer = file.read()
         if len(trailer) != TRAILER.size or not trailer.startswith(MAGIC):
             raise DamagedEntryError("cut off or overwritten")
-        _, length, coding_length, checksum, stamp = TRAILER.unpack(trailer)
+        _, key, length, coding_length, checksum, stamp = TRAILER.unpack(trailer)
+        if key.rstrip(b"\0") != _key(path):
+            raise DamagedEntryError("written under another name")
         written = length + coding_length + TRAILER.size
         if written != size:
             raise DamagedEntryError(f"{size} bytes, where {written} were written")
         file.seek(length)
         coding = file.read(coding_length)
-        if changed == stamp:
+        if changed == stamp and not in_doubt:
             return (size, changed), coding
         file.seek(0)
         if _checksum(file, length + coding_length) != checksum:

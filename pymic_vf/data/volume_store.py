@@ -72,13 +72,15 @@ class ChunkedVolumeReader:
             UnusableScanError, UserError: see :meth:`shape`.
         """
         box = (slice(None), *(slice(s, s + n) for s, n in zip(start, size, strict=True)))
+        volume = self._volume(index)
         for _ in range(ATTEMPTS):
             try:
-                return self._volume(index).read(box)
+                return volume.read(box)
             except DamagedEntryError as error:
                 # written anew by another process, or damaged: opening it tells
-                del self._open[index]
-                reason = error
+                reason = f"{volume.path} {error}"
+            del self._open[index]
+            volume = self._volume(index, in_doubt=True)
         raise UserError(f"VF_cache_dir = {self.folder.path}: what is written there does not stay ({reason})")
 
     def entry_bytes(self, index: int) -> int:
@@ -86,12 +88,12 @@ class ChunkedVolumeReader:
         volume = self._volume(index)
         return volume.path.stat().st_size if isinstance(volume, VolumeFile) else 0
 
-    def _volume(self, index: int) -> VolumeFile | _InMemory:
+    def _volume(self, index: int, in_doubt: bool = False) -> VolumeFile | _InMemory:
         files = self.scans.files(index)
         state = _state_of(files)
         known = self._open.get(index)
         if known is None or known[0] != state:
-            self._open[index] = known = self._opened(files, state)
+            self._open[index] = known = self._opened(files, state, in_doubt)
         self._open.move_to_end(index)
         self._forget()
         return known[1]
@@ -103,10 +105,10 @@ class ChunkedVolumeReader:
             _, (_, volume) = self._open.popitem(last=False)
             used -= volume.memory_bytes
 
-    def _opened(self, files: list[Path], state: State) -> tuple[State, VolumeFile | _InMemory]:
+    def _opened(self, files: list[Path], state: State, in_doubt: bool) -> tuple[State, VolumeFile | _InMemory]:
         path = self.folder.entry(cache_key(files, state, self._transforms))
         try:
-            return state, VolumeFile(path)
+            return state, VolumeFile(path, in_doubt)
         except FileNotFoundError:
             pass
         except (DamagedEntryError, OSError) as error:

@@ -24,6 +24,7 @@ def set_up_worker(_worker: int) -> None:
     import SimpleITK as sitk
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends the workers
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     _keep_freed_memory()
@@ -59,8 +60,8 @@ def outlive_workers(start: Callable[[int], Iterator[T]], stop: Callable[[], None
             item = next(items)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _tells_of_a_death(error):
                 raise
             items, deaths = None, deaths + 1
             stop()
@@ -75,6 +76,17 @@ def outlive_workers(start: Callable[[int], Iterator[T]], stop: Callable[[], None
             yield item
 
 
+def _tells_of_a_death(error: Exception) -> bool:
+    """Whether torch found a worker dead, or its connection to one broke in the middle of a batch.
+
+    What a worker raised itself begins with "Caught", and a file that is not there has a name.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    broken = isinstance(error, (ConnectionError, EOFError)) or getattr(error, "filename", "") is None
+    return broken and not str(error).startswith("Caught")
+
+
 @contextmanager
 def _no_interruption_by_deaths() -> Iterator[None]:
     """A loader started in the block finds a dead worker when it waits for it.
@@ -84,8 +96,10 @@ def _no_interruption_by_deaths() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    if getattr(handler, "__module__", "").startswith("torch."):  # that of another loader, started before
+        handler = signal.SIG_DFL
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, handler)
