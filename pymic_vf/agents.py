@@ -138,6 +138,8 @@ class VolumeFusionAgent(SegmentationAgent):
         for loader in (self.train_loader, self.valid_loader):
             if loader is not None:
                 loader.device = self.device
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # or pinned memory takes some of device 0, which may be another's
         super().create_optimizer(params, checkpoint)
         self.processes.connect(self.device)
         # the network that training() runs: PyMIC saves, loads and validates the network itself

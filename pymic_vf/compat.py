@@ -245,6 +245,30 @@ def offer_fast_inference(host: ModuleType) -> None:
     host.SegmentationAgent.create_network = create_network
 
 
+def explain_lack_of_memory(host: ModuleType) -> None:
+    """A training or a test that runs out of memory ends in torch's traceback, from wherever it happened: for networks
+    that know what to change, say that."""
+    for name, learns in (("training", True), ("validation", False), ("infer", False)):
+        setattr(host.SegmentationAgent, name, _memory_explained(getattr(host.SegmentationAgent, name), learns))
+
+
+def _memory_explained(stock: Callable, learns: bool) -> Callable:
+    @functools.wraps(stock)
+    def run(agent: Any) -> Any:
+        try:
+            return stock(agent)
+        except RuntimeError as error:
+            net = getattr(agent.net, "module", agent.net)  # of DataParallel and DistributedDataParallel
+            explain = getattr(net, "explain_lack_of_memory", lambda *_: None)
+            section, key = ("dataset", "train_batch_size") if learns else ("testing", "sliding_window_batch")
+            explained = explain(error, agent.config.get(section, {}).get(key, 1), learns)
+            if explained is None:
+                raise
+            raise UserError(str(explained)) from error
+
+    return run
+
+
 def explain_missing_keys(host: ModuleType) -> None:
     """PyMIC's commands look up sections, keys and names of methods before any agent is there to check them: a
     KeyError of the command itself, or of its parser, becomes a message."""

@@ -82,7 +82,7 @@ class BatchNormOfAll(_BatchNorm):
     def _keep(self, mean: Tensor, variance: Tensor) -> None:
         if not self.track_running_stats:
             return
-        self.num_batches_tracked += 1
+        self.num_batches_tracked.add_(1)  # in place: assigning it is what torch.compile breaks at
         share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)

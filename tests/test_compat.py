@@ -7,8 +7,10 @@ import pymic.net_run.agent_seg as agent_seg
 import pytest
 import torch
 from pymic.util.parse_config import parse_value_from_string
+from test_pct_net import small_net
 
 import pymic_vf
+from pymic_vf import compat
 from pymic_vf.errors import UserError
 
 pymic_vf.register()
@@ -42,8 +44,6 @@ def test_floats(text, value):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA has no such gap")
 def test_cpu_where_cuda_is_missing(caplog):
-    from pymic_vf import compat
-
     compat._say_once.cache_clear()
     assert agent_seg.torch.device("cuda:0") == torch.device("cpu")
     assert agent_seg.torch.device("cuda:1") == torch.device("cpu")
@@ -77,3 +77,34 @@ def test_text_files_of_checkpoints_appear_when_closed(tmp_path):
 
 def test_no_validation_set():
     assert pymic.net_run.agent_abstract.NetRunAgent.valid_loader is None
+
+
+class LacksMemory:
+    """An agent whose loss or backward pass, outside of the network, runs out of memory."""
+
+    def __init__(self, net: torch.nn.Module, error: Exception) -> None:
+        self.net, self.error = net, error
+        self.config = {"dataset": {"train_batch_size": 4}}
+
+    def run(self) -> None:
+        raise self.error
+
+
+def test_lack_of_memory_outside_of_the_network_is_explained():
+    net = small_net()
+    agent = LacksMemory(torch.nn.DataParallel(net), torch.OutOfMemoryError("CUDA out of memory. Tried to"))
+    with pytest.raises(UserError, match=r"^Memory ran out.* a batch of 2 instead of 4 .*Tried to"):
+        compat._memory_explained(LacksMemory.run, learns=True)(agent)
+    with pytest.raises(UserError, match=r"^Memory ran out.* sliding_window_size"):
+        compat._memory_explained(LacksMemory.run, learns=False)(agent)
+    assert agent_seg.SegmentationAgent.training.__wrapped__.__module__ == "pymic.net_run.agent_seg"
+
+
+@pytest.mark.parametrize(
+    ("net", "error"),
+    [(torch.nn.Identity(), torch.OutOfMemoryError("CUDA out of memory")), (None, RuntimeError("shapes differ"))],
+)
+def test_other_networks_and_errors_are_left_alone(net, error):
+    with pytest.raises(type(error)) as raised:
+        compat._memory_explained(LacksMemory.run, learns=True)(LacksMemory(net or small_net(), error))
+    assert raised.value is error

@@ -11,7 +11,15 @@ from test_pct_net import small_net, total_loss
 from torch import nn
 
 from pymic_vf.networks.conv_blocks import OutConv, UpBlock
-from pymic_vf.networks.execution import Compiled, has_bf16, memory_advice, warn_of_slow_convolution, with_memory_advice
+from pymic_vf.networks.execution import (
+    MOST_SHAPES,
+    Compiled,
+    has_bf16,
+    inference_memory_advice,
+    training_memory_advice,
+    warn_of_slow_convolution,
+    with_memory_advice,
+)
 from pymic_vf.networks.norm_act import norm_act
 from pymic_vf.networks.pct_net import PCTNet
 from pymic_vf.networks.scratch import scratch_memory
@@ -161,21 +169,51 @@ def test_compiling_leaves_names_copies_and_pickles_alone(monkeypatch):
         assert torch.equal(other(x)[0], expected[0])
 
 
-def test_a_shape_is_compiled_when_it_comes_again(monkeypatch):
-    calls = []
+@pytest.fixture
+def compiled_shapes(monkeypatch) -> list[tuple[int, ...]]:
+    """What is handed to generated code, which is here the function itself."""
+    shapes = []
 
     def compiler(function, **_):
         def compiled(*args):
-            calls.append(args[1].shape)
+            shapes.append(tuple(args[1].shape))
             return function(*args)
 
         return compiled
 
     monkeypatch.setattr(torch, "compile", compiler)
-    run = Compiled(lambda network, x: network(x))
-    for size in (2, 3, 2, 2, 4):
-        run(nn.Identity(), torch.zeros(size))
-    assert calls == [(2,), (2,)]
+    return shapes
+
+
+def sizes_run(run: Compiled, network: nn.Module, *sizes: int) -> None:
+    for size in sizes:
+        run(network, torch.zeros(size))
+
+
+def test_in_inference_a_shape_is_compiled_when_it_comes_again(compiled_shapes, caplog):
+    run, network = Compiled(lambda network, x: network(x)), nn.Identity().eval()
+    with caplog.at_level(logging.INFO, logger="pymic_vf"):
+        sizes_run(run, network, 2, 3, 2, 2, 4)
+    assert compiled_shapes == [(2,), (2,)]
+    assert caplog.messages == ["[network] compile = True: compiling for an input of [2], which takes minutes"]
+
+
+def test_crops_of_a_training_are_compiled_at_once(compiled_shapes):
+    run, network = Compiled(lambda network, x: network(x)), nn.Identity().train()
+    sizes_run(run, network, 2, 3)
+    with torch.no_grad():
+        sizes_run(run, network, 5)  # no step of a training
+    assert compiled_shapes == [(2,), (3,)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scans_of_many_sizes_are_not_all_compiled(compiled_shapes, training):
+    run, network = Compiled(lambda network, x: network(x)), nn.Identity().train(training)
+    for _ in range(3):
+        sizes_run(run, network, *range(1, 20))
+    assert set(compiled_shapes) == {(size,) for size in range(1, MOST_SHAPES + 1)}
+    sizes_run(run, nn.Identity().train(not training), 1, 1)  # the other kind has its own
+    assert compiled_shapes.count((1,)) == (3 if training else 2) + (1 if training else 2)
 
 
 @pytest.mark.parametrize("when", ["at once", "at the first call"])
@@ -220,10 +258,8 @@ def test_generated_code_gives_the_same_with_gradients(caplog):
     expected = copy.deepcopy(block)(x)
     run = Compiled(lambda network, tensor: network(tensor))
     with caplog.at_level(logging.WARNING, logger="pymic_vf"):
-        outputs = [run(block, x) for _ in range(3)]  # the first is not compiled
-    assert not [
-        record for record in caplog.records if record.name.startswith("pymic_vf")
-    ]  # torch may say this and that
+        outputs = [run(block, x) for _ in range(2)]
+    assert not [record for record in caplog.records if record.name.startswith("pymic_vf")]  # torch says this and that
     for output in outputs:
         torch.testing.assert_close(output, expected)
     wanted, *grads = (torch.autograd.grad(out.pow(2).sum(), x)[0] for out in (expected, *outputs))
@@ -265,13 +301,14 @@ def test_running_out_of_memory_says_what_helps(error, monkeypatch):
         torch.OutOfMemoryError, match=r"precision = bf16 .*a batch of 2 instead of 4 .*Tried to"
     ) as raised:
         net(torch.zeros(4, 1, 8, 16, 16))
-    assert with_memory_advice(raised.value, net.settings, batch=4) is None  # it says so already
+    again = with_memory_advice(raised.value, net.settings, batch=4, learns=True)
+    assert str(again) == str(raised.value)  # it says so already
 
 
 def test_memory_that_no_cpu_has_is_recognised():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
-    assert with_memory_advice(raised.value, small_net().settings, batch=1) is not None
+    assert with_memory_advice(raised.value, small_net().settings, batch=1, learns=True) is not None
 
 
 def test_other_errors_are_left_as_they_are(monkeypatch):
@@ -286,10 +323,23 @@ def test_other_errors_are_left_as_they_are(monkeypatch):
 
 def test_only_what_is_not_in_use_is_advised():
     params = {"in_chns": 1, "class_num": 2, "input_size": [64, 128, 128]}
-    plain = memory_advice(parse_network_settings(params), batch=1)
+    plain = training_memory_advice(parse_network_settings(params), batch=1)
     assert "precision = bf16" in plain
     assert "activation_checkpointing" in plain
     assert "batch" not in plain
     saving = parse_network_settings(params | {"precision": "bf16", "activation_checkpointing": True})
-    assert "precision" not in memory_advice(saving, batch=4)
-    assert memory_advice(saving, batch=4).endswith("half the crop in one axis about 50 %.")
+    assert "precision" not in training_memory_advice(saving, batch=4)
+    assert training_memory_advice(saving, batch=4).endswith("half the crop in one axis about 50 %.")
+    assert "precision" not in inference_memory_advice(saving, batch=1)
+    assert "batch of 2 instead of 4 about 50 % (sliding_window_batch)" in inference_memory_advice(saving, batch=4)
+
+
+def test_inference_that_runs_out_of_memory_gets_advice_of_its_own(monkeypatch):
+    def no_memory(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    net = small_net().eval()
+    monkeypatch.setattr(net, "_run", no_memory)
+    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError, match="sliding_window_size") as raised:
+        net(torch.zeros(1, 1, 8, 16, 16))
+    assert "backward" not in str(raised.value)

@@ -108,6 +108,12 @@ def test_bad_scans_of_all_processes_are_written_down_once(run, scans, tmp_path):
     assert written.image.tolist() == [str(volumes / rows.image[3])]
 
 
+def test_batch_norm_of_all_compiles_without_a_break(run):
+    script = Path(__file__).with_name("compiled_batch_norm.py")
+    done = run("torchrun", "--standalone", "--nproc_per_node=2", script)
+    assert done.stdout.count("equal") == 2
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_share_the_stream(processes):
     share, start = 2, 6

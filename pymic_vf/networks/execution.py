@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +18,7 @@ from pymic_vf.networks.settings import PCTNetSettings
 
 log = logging.getLogger(__name__)
 
+MOST_SHAPES = 3  # of training and of inference each: torch gives up on a function after 8, with a wall of text
 RAN_OUT = "Memory ran out."
 CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
@@ -79,36 +81,48 @@ def _running_statistics_untouched(module: nn.Module) -> Iterator[None]:
 
 
 class Compiled:
-    """A function of a network and tensors, compiled for each shape of its second argument that comes a second time.
+    """A function of a network and tensors, compiled for the shapes of its second argument that come again and again.
 
-    Training crops and sliding windows come again and again; a size that comes once runs uncompiled, as compiling would
-    take far longer. So does everything, after one line in the log, where nothing can be compiled. Copies and pickles
-    compile anew.
+    These are the crops of a training, compiled at once, and in inference windows that come a second time; of each at
+    most `MOST_SHAPES`. A size that comes once runs uncompiled, as do whole scans of many sizes, since compiling takes
+    minutes. So does everything, after one line in the log, where nothing can be compiled. Copies and pickles compile
+    anew.
     """
 
     def __init__(self, function: Callable) -> None:
         self.function = function
         self._compiled: Callable | None = None
-        self._seen: set[tuple] = set()
+        self._kinds: dict[bool, dict[tuple, bool]] = {True: {}, False: {}}  # of training or not: whether compiled
 
     def __call__(self, network: nn.Module, x: Tensor, *args: Any) -> Any:
-        kind = (x.shape, x.device, network.training, torch.is_grad_enabled())
-        if kind not in self._seen:
-            self._seen.add(kind)
+        if not self._is_for(network, x):
             return self.function(network, x, *args)
-        from torch._dynamo.exc import TorchDynamoException
-
         if self._compiled is None:
             self._compiled = self._compile()
         try:
             return self._compiled(network, x, *args)
-        except TorchDynamoException as error:
+        except _compiler_errors() as error:
             self._compiled = self._give_up(error)
         return self.function(network, x, *args)
 
+    def _is_for(self, network: nn.Module, x: Tensor) -> bool:
+        learns = network.training and torch.is_grad_enabled()
+        kinds, kind = self._kinds[learns], (x.shape, x.device, network.training, torch.is_grad_enabled())
+        if kinds.get(kind):
+            return True
+        if sum(kinds.values()) == MOST_SHAPES:
+            return False
+        kinds[kind] = learns or kind in kinds
+        if kinds[kind] and self._compiled != self.function:
+            log.info("[network] compile = True: compiling for an input of %s, which takes minutes", list(x.shape))
+        return kinds[kind]
+
     def _compile(self) -> Callable:
+        # Where a part cannot be compiled, nothing of it has been run in vain; but the collectives of a batch that
+        # processes share may be worth a break.
+        whole = not (dist.is_available() and dist.is_initialized())
         try:
-            return torch.compile(self.function, dynamic=False)
+            return torch.compile(self.function, dynamic=False, fullgraph=whole)
         except RuntimeError as error:  # a Python or a system that torch.compile does not support
             return self._give_up(error)
 
@@ -121,20 +135,29 @@ class Compiled:
         return self.__dict__ | {"_compiled": None}
 
 
-def with_memory_advice(error: Exception, s: PCTNetSettings, batch: int) -> torch.OutOfMemoryError | None:
-    """An error that says what to change, or None where `error` is no lack of memory or says so already.
+def with_memory_advice(error: Exception, s: PCTNetSettings, batch: int, learns: bool) -> torch.OutOfMemoryError | None:
+    """An error that says what to change, or None where `error` is no lack of memory.
 
     On a CPU torch says it by a RuntimeError of its allocator.
+
+    Args:
+        error: what was raised.
+        s: of the network that ran.
+        batch: how many crops or windows it was given.
+        learns: whether for a training.
     """
     lacking = isinstance(error, torch.OutOfMemoryError)
     lacking = lacking or (isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error))
-    if not lacking or str(error).startswith(RAN_OUT):
+    if not lacking:
         return None
-    return torch.OutOfMemoryError(f"{memory_advice(s, batch)} {error}")
+    if str(error).startswith(RAN_OUT):  # it says so already
+        return torch.OutOfMemoryError(str(error))
+    advice = training_memory_advice(s, batch) if learns else inference_memory_advice(s, batch)
+    return torch.OutOfMemoryError(f"{RAN_OUT} {advice} {error}")
 
 
-def memory_advice(s: PCTNetSettings, batch: int) -> str:
-    """What to change when memory runs out, with how much each change saves of what the backward pass needs kept.
+def training_memory_advice(s: PCTNetSettings, batch: int) -> str:
+    """What to change in a training, with how much each change saves of what the backward pass needs kept.
 
     The shares are those of torch's operations one by one, as on CUDA; a CPU keeps less from the start in float32. A
     batch and a crop count in proportion.
@@ -145,6 +168,19 @@ def memory_advice(s: PCTNetSettings, batch: int) -> str:
     if not s.activation_checkpointing:
         ways.append("[network] activation_checkpointing = True about 85 %, but a step takes about a third longer")
     if batch > 1:
-        ways.append(f"a batch of {batch // 2} instead of {batch} about {100 * (batch - batch // 2) // batch} %")
+        ways.append(f"{_half_of(batch)} (train_batch_size)")
     ways.append("half the crop in one axis about 50 %")
-    return f"{RAN_OUT} Of what is kept for the backward pass, " + "; ".join(ways) + "."
+    return f"Of what is kept for the backward pass, {'; '.join(ways)}."
+
+
+def inference_memory_advice(s: PCTNetSettings, batch: int) -> str:
+    """What to change in an inference, whose memory goes with the voxels of a call."""
+    ways = [f"{_half_of(batch)} (sliding_window_batch)"] if batch > 1 else []
+    ways.append("[testing] sliding_window_enable = True with a sliding_window_size of half a side about 50 %")
+    if s.precision != "bf16":
+        ways.append("[network] precision = bf16 makes most of it half as large")
+    return f"Of what a call of the network takes, {'; '.join(ways)}."
+
+
+def _half_of(batch: int) -> str:
+    return f"a batch of {batch // 2} instead of {batch} about {100 * (batch - batch // 2) // batch} %"

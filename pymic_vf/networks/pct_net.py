@@ -204,7 +204,7 @@ class PCTNet(nn.Module):
             with autocast(self.settings.precision, x.device), scratch_memory():
                 outputs = self._run(self, x, self._layouts(x))
         except RuntimeError as error:
-            explained = with_memory_advice(error, self.settings, len(x))
+            explained = self.explain_lack_of_memory(error, len(x), learns=torch.is_grad_enabled())
             if explained is None:
                 raise
             raise explained from error
@@ -272,6 +272,10 @@ class PCTNet(nn.Module):
     def get_parameters_to_update(self) -> list[nn.Parameter]:
         """PyMIC's hook: what the optimizer gets."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def explain_lack_of_memory(self, error: Exception, batch: int, learns: bool) -> torch.OutOfMemoryError | None:
+        """`error` with what to change, where memory ran out; None for any other."""
+        return with_memory_advice(error, self.settings, batch, learns)
 
     # Loading weights
 

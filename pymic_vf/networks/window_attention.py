@@ -156,7 +156,8 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(chns, dropout)
 
     def forward(self, x: Tensor, batch: int, layout: WindowLayout) -> Tensor:
-        x = x + self._drop_path(self.attn(self.norm1(x), layout), batch)
+        # CUDA's autocast normalises to float32: windows are gathered in half of that
+        x = x + self._drop_path(self.attn(self.norm1(x).to(x.dtype), layout), batch)
         return x + self._drop_path(self.mlp(self.norm2(x)), batch)
 
     def _drop_path(self, x: Tensor, batch: int) -> Tensor:
