@@ -4,8 +4,9 @@
     python benchmarks/sliding_window.py --threads 1 --clock cpu        # on a machine that others use as well
 
 The network is a reduced PCT-Net, briefly trained so that its class map means something: four outputs in validation,
-one in ``pymic_test``. Every row's sides run in turn, and the medians are printed, with the time inside the network
-beside the whole.
+one in ``pymic_test``. The baseline is its plain form (plain_pct_net.py) in PyMIC's inferer; the same network in
+PyMIC's inferer, in MONAI's and in ours tells what the inferer alone is worth. Every row's sides run in turn, and the
+medians are printed, with the time inside the network beside the whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from machine import machine
 from monai.inferers import sliding_window_inference
+from plain_pct_net import PlainPCTNet
 from pymic.net_run.infer_func import Inferer
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
@@ -32,6 +34,7 @@ CLASSES = 3
 NETWORK = {"in_chns": 1, "class_num": CLASSES, "input_size": list(WINDOW), "feature_chns": [8, 16, 32, 64, 128],
            "dropout": [0, 0, 0.2, 0.2, 0.2], "resolution_mode": 1, "multiscale_pred": True}  # fmt: skip
 Infer = Callable[[Callable, torch.Tensor], torch.Tensor | list[torch.Tensor]]
+Side = tuple[Infer, Callable]
 
 
 def stock(batch: int) -> Infer:
@@ -105,6 +108,12 @@ def trained_network(steps: int, device: str) -> PCTNet:
     return net.eval()
 
 
+def plain_form(net: PCTNet) -> PlainPCTNet:
+    plain = PlainPCTNet(NETWORK).to(next(net.parameters()).device).eval()
+    plain.load_state_dict(net.state_dict())
+    return plain
+
+
 def idle_network(outputs: int) -> Callable:
     """What does next to nothing, so that what is left is the inferer's own."""
 
@@ -116,13 +125,13 @@ def idle_network(outputs: int) -> Callable:
     return model
 
 
-def compare(title: str, sides: dict[str, Infer], model: Callable, image: torch.Tensor, repeats: int) -> dict:
-    """Run the sides in turn, print a row for each, and return what they gave."""
+def compare(title: str, sides: dict[str, Side], image: torch.Tensor, repeats: int) -> dict:
+    """Run the sides in turn, print a row for each with its speed by the first's, and return what they gave."""
     timings: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     windows, outputs = {}, {}
     with torch.no_grad():
         for _ in range(repeats):
-            for name, infer in sides.items():
+            for name, (infer, model) in sides.items():
                 timed = Timed(model)
                 start = now(image.device)
                 outputs[name] = infer(timed, image)
@@ -201,24 +210,32 @@ def main() -> None:
           f"float32, {args.repeats} repeats, {args.clock} clock")  # fmt: skip
     image, _ = phantom(VOLUME, 0, args.device)
     net = trained_network(args.train_steps, args.device)
+    plain, idle, first = plain_form(net), idle_network(4), DEFAULT_BATCH
     with torch.no_grad():
-        net(image[..., : WINDOW[0], : WINDOW[1], : WINDOW[2]])
+        for each in (net, plain):
+            each(image[..., : WINDOW[0], : WINDOW[1], : WINDOW[2]])
 
     compare("the inferer alone, four outputs (a network that does nothing)",
-            {"PyMIC": stock(1), f"MONAI, batch {DEFAULT_BATCH}": monai(), f"ours, batch {DEFAULT_BATCH}": fast()},
-            idle_network(4), image, args.repeats)  # fmt: skip
+            {"PyMIC": (stock(1), idle), f"MONAI, batch {first}": (monai(), idle),
+             f"ours, batch {first}": (fast(), idle)},
+            image, args.repeats)  # fmt: skip
     memory(image)
-    outputs = compare("validation in pymic_train (four outputs)",
-            {"PyMIC, one at a time": stock(1), f"MONAI, batch {DEFAULT_BATCH}": monai(),
-             f"ours, batch {DEFAULT_BATCH}": fast()}, net, image, args.repeats)  # fmt: skip
-    differences(*outputs.values())
-    net.set_stage("test")
+    outputs = compare("validation in pymic_train, four outputs (goal: 4x)",
+            {"PyMIC, one at a time, plain": (stock(1), plain), "PyMIC, one at a time": (stock(1), net),
+             f"MONAI, batch {first}": (monai(), net), f"ours, batch {first}": (fast(), net)},
+            image, args.repeats)  # fmt: skip
+    differences(*list(outputs.values())[1:])
+    for each in (net, plain):
+        each.set_stage("test")
     b = args.batch
-    compare(f"pymic_test, sliding_window_batch = {b}",
-            {f"PyMIC, batch {b}": stock(b), f"MONAI, batch {b}": monai(b), f"ours, batch {b}": fast(b)},
-            net, image, args.repeats)  # fmt: skip
-    compare("pymic_test, sliding_window_batch not given",
-            {"PyMIC, batch 1": stock(1), f"ours, batch {DEFAULT_BATCH}": fast()}, net, image, args.repeats)  # fmt: skip
+    compare(f"pymic_test, sliding_window_batch = {b} (goal: 2x)",
+            {f"PyMIC, batch {b}, plain": (stock(b), plain), f"PyMIC, batch {b}": (stock(b), net),
+             f"MONAI, batch {b}": (monai(b), net), f"ours, batch {b}": (fast(b), net)},
+            image, args.repeats)  # fmt: skip
+    compare("pymic_test, sliding_window_batch not given (goal: 2x)",
+            {"PyMIC, batch 1, plain": (stock(1), plain), "PyMIC, batch 1": (stock(1), net),
+             f"ours, batch {first}": (fast(), net)},
+            image, args.repeats)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,12 +10,22 @@ from typing import Any
 from pymic.net.net_dict_seg import SegNetDict
 from pymic.transform.trans_dict import TransformDict
 
-from pymic_vf.config import FUSE, ReadingSettings, SampleSettings, Section, parse_reading, parse_samples
+from pymic_vf.config import (
+    FUSE,
+    ReadingSettings,
+    SampleSettings,
+    Section,
+    check_vf_keys,
+    parse_reading,
+    parse_samples,
+)
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
 from pymic_vf.inference import parse_inference
 from pymic_vf.networks.settings import parse_network_settings
 
+IMAGE_AXES = 3  # of PCTNet's images
+LARGEST_SEED = 2**32 - 1  # that numpy takes
 TRAINING_KEYS = {
     "gpus": "the CUDA devices, such as [0]",
     "optimizer": "such as Adam",
@@ -69,6 +79,7 @@ def check_pretraining(config: Mapping[str, Mapping[str, Any]], processes: int = 
     """
     mistakes: list[str] = []
     dataset, network, training = (Section(config.get(s, {}), s, mistakes) for s in ("dataset", "network", "training"))
+    check_vf_keys(config, mistakes)
     plan = _check_dataset(dataset, processes)
     _check_network(network, plan.train.fusion.classes, dataset.integer("modal_num", 1, 1))
     _check_training(training, dataset)
@@ -76,6 +87,7 @@ def check_pretraining(config: Mapping[str, Mapping[str, Any]], processes: int = 
     _check_deep_supervision(training, network)
     if "early_stop_patience" in training and "valid_csv" not in dataset:
         training.wrong("early_stop_patience", "needs [dataset] valid_csv: without it PyMIC stops after that long")
+    parse_inference(config, "valid", mistakes, axes=IMAGE_AXES if network.get("net_type") == "PCTNet" else None)
     if mistakes:
         raise ConfigError(mistakes)
     return plan
@@ -85,13 +97,15 @@ def _check_dataset(dataset: Section, processes: int) -> PretrainingPlan:
     dataset.require("tensor_type", "float (or double)")
     if dataset.integer("train_batch_size", 0, 1) % processes:
         dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
+    _check_valid_batch_size(dataset)
     dataset.integer("num_worker", 8, 0)
     train = parse_samples(dataset)
     _check_transforms(dataset, "volume_transform", train.volume_transform)
     _check_transforms(dataset, "train_transform", (*train.before, *train.after))
     modalities = dataset.integer("modal_num", 1, 1)
-    root, csv = (dataset.require(key, why) for key, why in
-                 (("train_dir", "the folder of the scans"), ("train_csv", "the list of the scans")))  # fmt: skip
+    for key, why in (("train_dir", "the folder of the scans"), ("train_csv", "the list of the scans")):
+        dataset.require(key, why)
+    root, csv = dataset.path("train_dir", "a folder"), dataset.path("train_csv", "a csv file")
     train_scans = valid_scans = valid = None
     if root is not None and csv is not None:
         train_scans = read_scan_list(csv, root, modalities, dataset.mistakes)
@@ -100,11 +114,16 @@ def _check_dataset(dataset: Section, processes: int) -> PretrainingPlan:
         if "valid_transform" in dataset:
             valid = parse_samples(dataset, "valid")
             _check_transforms(dataset, "valid_transform", (*valid.before, *valid.after))
-        valid_root = dataset.get("valid_dir", root)
-        if valid_root is not None:
-            valid_scans = read_scan_list(dataset.get("valid_csv"), valid_root, modalities, dataset.mistakes)
+        valid_root = dataset.path("valid_dir", "a folder") if "valid_dir" in dataset else root
+        valid_csv = dataset.path("valid_csv", "a csv file")
+        if valid_root is not None and valid_csv is not None:
+            valid_scans = read_scan_list(valid_csv, valid_root, modalities, dataset.mistakes)
     valid_samples = dataset.integer("VF_valid_samples", 32, 1)
     return PretrainingPlan(train, valid, valid_samples, train_scans, valid_scans, parse_reading(dataset))
+
+
+def _check_valid_batch_size(dataset: Section) -> None:
+    dataset.integer("valid_batch_size", 1, 1, none_is_absent=False)
 
 
 def _check_transforms(dataset: Section, key: str, names: Iterable[str]) -> None:
@@ -147,29 +166,34 @@ def check_supervised(config: Mapping[str, Mapping[str, Any]], stage: str) -> Non
         _check_transforms(dataset, key, dataset.names(key))
         _check_labelled_files(dataset, each)
     _check_pct_net(network)
-    parse_inference(config, "valid" if stage == "train" else "test", mistakes)
     if stage == "train":
         dataset.integer("train_batch_size", 0, 1)
+        if "valid" in stages:
+            _check_valid_batch_size(dataset)
         _check_training(training, dataset)
         _check_deep_supervision(training, network)
+        # PyMIC's own inferer is there only where it validates, ours is made in any case
+        parse_inference(config, "valid", mistakes, axes=IMAGE_AXES, stock_too="valid" in stages)
+    else:
+        _check_seed_and_folder(training)
+    # while training too, where a test of the same config is to come: it may be days later
+    if stage == "test" or "output_dir" in config.get("testing", {}):
+        parse_inference(config, "test", mistakes, axes=IMAGE_AXES, stock_too=True)
     if mistakes:
         raise ConfigError(mistakes)
 
 
 def _check_labelled_files(dataset: Section, stage: str) -> None:
     """The csv and the files of one stage, where PyMIC's own reader looks for them."""
-    root = dataset.get(f"{stage}_dir", dataset.get("train_dir"))
-    if root is None:
-        dataset.require(f"{stage}_dir", "the folder of the images")
-        return
-    if not Path(root).is_dir():
-        dataset.mistakes.append(f"[dataset] {stage}_dir = {root}: there is no such folder")
-    csv = dataset.get(f"{stage}_csv")
-    if csv is None:
-        if stage != "test":  # a test without csv takes every image of its folder
-            dataset.require(f"{stage}_csv", "the list of the images and labels")
-        return
-    table = read_table(Path(csv), dataset.mistakes)
+    root_key = f"{stage}_dir" if f"{stage}_dir" in dataset or "train_dir" not in dataset else "train_dir"
+    dataset.require(root_key, "the folder of the images")
+    root = dataset.path(root_key, "a folder")
+    if root is not None and not Path(root).is_dir():
+        dataset.mistakes.append(f"[dataset] {root_key} = {root}: there is no such folder")
+    if stage != "test":  # a test without csv takes every image of its folder
+        dataset.require(f"{stage}_csv", "the list of the images and labels")
+    csv = dataset.path(f"{stage}_csv", "a csv file")
+    table = None if csv is None else read_table(Path(csv), dataset.mistakes)
     if table is None:
         return
     modalities = dataset.integer("modal_num", 1, 1)
@@ -183,7 +207,8 @@ def _check_labelled_files(dataset: Section, stage: str) -> None:
             dataset.mistakes.append(f"{csv}: has no column {label!r}; its columns are {list(table.columns)}")
     if not len(table):
         dataset.mistakes.append(f"{csv}: lists no image")
-    check_files(Path(csv), Path(root), table[columns], dataset.mistakes)
+    if root is not None:
+        check_files(Path(csv), Path(root), table[columns], dataset.mistakes)
 
 
 def _check_network(network: Section, classes: int, modalities: int) -> None:
@@ -208,6 +233,7 @@ def _check_pct_net(network: Section) -> None:
 def _check_training(training: Section, dataset: Section) -> None:
     for key, why in TRAINING_KEYS.items():
         training.require(key, why)
+    _check_seed_and_folder(training)
     for key in ("learning_rate", "momentum", "weight_decay"):
         if key in training and not isinstance(training.get(key), (int, float)):
             training.wrong(key, "must be a number")
@@ -220,6 +246,12 @@ def _check_training(training: Section, dataset: Section) -> None:
                 training.require(key, f"lr_scheduler = {name} needs it")
     if "valid_csv" not in dataset and scheduler.lower() == "reducelronplateau":
         training.wrong("lr_scheduler", "needs [dataset] valid_csv, whose Dice it watches")
+
+
+def _check_seed_and_folder(training: Section) -> None:
+    """What PyMIC reads of [training] in a test too."""
+    training.integer("random_seed", 1, 0, LARGEST_SEED, none_is_absent=False)
+    training.path("ckpt_dir", "a folder")
 
 
 def _check_deep_supervision(training: Section, network: Section) -> None:

@@ -6,7 +6,8 @@ README writes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ VF_KEYS = (
     "VF_cache_max_gib",
     "VF_max_bad_fraction",
 )
+NEAR = 0.8  # similarity from which a key of [dataset] is a misspelt one of ours; PyMIC's own keys stay below 0.76
 AXES = ("depth", "height", "width")
 
 
@@ -59,9 +61,29 @@ class Section:
             self.mistakes.append(f"[{self.name}] {key} is missing: {why}")
         return self.get(key)
 
-    def integer(self, key: str, default: int, minimum: int, maximum: int | None = None) -> int:
-        """A whole number in [minimum, maximum]."""
+    def path(self, key: str, what: str) -> str | None:
+        """The name of a file or folder; None where there is none."""
+        value = self.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        # PyMIC takes the name 2018 for a number
+        hint = f" (./{value} where that is its name)" if isinstance(value, (int, float)) else ""
+        self.wrong(key, f"must be the name of {what}{hint}")
+        return None
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """True or False."""
         value = self.get(key, default)
+        if isinstance(value, bool):
+            return value
+        self.wrong(key, "must be True or False")
+        return default
+
+    def integer(
+        self, key: str, default: int, minimum: int, maximum: int | None = None, none_is_absent: bool = True
+    ) -> int:
+        """A whole number in [minimum, maximum]; None is absent, but not to PyMIC, where PyMIC itself reads the key."""
+        value = self.get(key, default) if none_is_absent else self.values.get(key.lower(), default)
         if _is_int(value) and value >= minimum and (maximum is None or value <= maximum):
             return value
         upper = "" if maximum is None else f" and at most {maximum}"
@@ -136,17 +158,42 @@ class ReadingSettings:
 
 def parse_reading(dataset: Section) -> ReadingSettings:
     """The settings of the cache and of what becomes of bad scans."""
-    cache_dir = dataset.get("VF_cache_dir")
-    if cache_dir is not None and not isinstance(cache_dir, str):
-        dataset.wrong("VF_cache_dir", "must be the name of a folder")
-        cache_dir = None
+    cache_dir = _home_expanded(dataset, "VF_cache_dir")
     max_gib = None
     if "VF_cache_max_gib" in dataset:
         max_gib = dataset.number("VF_cache_max_gib", 0.0, 0.0, 1e9)
-        if cache_dir is None:
+        if "VF_cache_dir" not in dataset:
             dataset.wrong("VF_cache_max_gib", "needs VF_cache_dir")
     share = dataset.number("VF_max_bad_fraction", ReadingSettings.max_bad_fraction, 0.0, 1.0)
-    return ReadingSettings(None if cache_dir is None else Path(cache_dir), max_gib, share)
+    return ReadingSettings(cache_dir, max_gib, share)
+
+
+def _home_expanded(dataset: Section, key: str) -> Path | None:
+    """The folder `key` names, with ~ as a shell reads it."""
+    name = dataset.path(key, "a folder")
+    try:
+        return None if name is None else Path(name).expanduser()
+    except RuntimeError:
+        dataset.wrong(key, "must not begin with ~ and the name of a user that there is not")
+        return None
+
+
+def check_vf_keys(config: Mapping[str, Mapping[str, Any]], mistakes: list[str]) -> None:
+    """Note the keys of ours that would be ignored: misspelt ones, and those in another section than [dataset]."""
+    known = {key.lower(): key for key in VF_KEYS}
+    for name, values in config.items():
+        section, ours = Section(values, name, mistakes), name == "dataset"
+        for key in values:
+            if key in known and not ours:
+                section.wrong(known[key], "belongs in [dataset] and would be ignored here")
+            elif key not in known and (key.startswith("vf") or (ours and _is_near(key, known))):
+                rule = f"there is no such key{did_you_mean(key, VF_KEYS)}; it would be ignored"
+                place = "" if ours else ", and such keys belong in [dataset]"
+                mistakes.append(f"[{name}] {key}: {rule}{place}, got {values[key]!r}")
+
+
+def _is_near(key: str, known: Iterable[str]) -> bool:
+    return bool(difflib.get_close_matches(key, known, 1, NEAR))
 
 
 def parse_fusion(dataset: Section, crop_size: Sequence[int]) -> FusionSettings:
@@ -171,11 +218,6 @@ def _axes_above(sizes: Sequence[int], limits: Sequence[int]) -> str:
 
 def parse_samples(dataset: Section, stage: str = "train") -> SampleSettings:
     """The settings of the training samples, or of the validation samples where ``valid_transform`` asks for others."""
-    for key in dataset.values:
-        if key.startswith("vf_") and key not in {known.lower() for known in VF_KEYS}:
-            dataset.mistakes.append(
-                f"[dataset] {key}: there is no such key{did_you_mean(key, VF_KEYS)}; it would be ignored"
-            )
     crop_size = dataset.integers("VF_crop_size", (64, 128, 128), 1)
     before, after = _split_at_fusion(dataset, f"{stage}_transform")
     volume_transform = dataset.names("volume_transform")

@@ -105,9 +105,21 @@ def inferer_for(config: Mapping[str, Mapping[str, Any]], stage: str) -> SlidingW
 
 
 def parse_inference(
-    config: Mapping[str, Mapping[str, Any]], stage: str, mistakes: list[str]
+    config: Mapping[str, Mapping[str, Any]],
+    stage: str,
+    mistakes: list[str],
+    axes: int | None = None,
+    stock_too: bool = False,
 ) -> InferenceSettings | None:
-    """As :func:`inferer_for`, but only the settings, with the mistakes added to a list."""
+    """As :func:`inferer_for`, but only the settings, with the mistakes added to a list.
+
+    Args:
+        config: PyMIC's parsed config.
+        stage: ``valid`` or ``test``.
+        mistakes: filled with what is wrong.
+        axes: of the images; None where it is not known.
+        stock_too: check the keys also where PyMIC's own inferer reads them, which ends in a traceback for wrong ones.
+    """
     testing = Section(config.get("testing", {}), "testing", mistakes)
     for key, value in testing.values.items():
         if key != KEY and key.startswith("sliding") and value in CHOICES:
@@ -115,37 +127,48 @@ def parse_inference(
     choice = testing.get(KEY, "stock")
     if choice not in CHOICES:
         testing.wrong(KEY, f"must be one of {', '.join(CHOICES)}{did_you_mean(choice, CHOICES)}")
-    if choice != "fast":
+    stock = choice == "stock"
+    if stock and not stock_too:
         return None
-    batch = testing.integer("sliding_window_batch", DEFAULT_BATCH, 1)
-    if stage == "valid":
-        window = _valid_window(config, testing)
-        stride = window and tuple(size and max(1, size // 2) for size in window)
-        return InferenceSettings(window, stride, batch, result_on_image_device=True)
-    tta_mode = testing.integer("tta_mode", 0, 0, max(_VIEWS))
-    window = stride = None
-    if testing.get("sliding_window_enable", False):
-        window, stride = (_sizes(testing, key) for key in ("sliding_window_size", "sliding_window_stride"))
+    testing.boolean("sliding_window_enable", False)
+    slides = bool(testing.get("sliding_window_enable"))  # for a wrong value too, so that the other keys are checked
+    batch = DEFAULT_BATCH
+    if slides or not stock:
+        batch = testing.integer("sliding_window_batch", DEFAULT_BATCH, 1, none_is_absent=not stock)
+    tta_mode, window, stride = 0, None, None
+    if stage == "test":
+        tta_mode = testing.integer("tta_mode", 0, 0, max(_VIEWS), none_is_absent=not stock)
+    if slides and stage == "test":
+        window, stride = (_sizes(testing, key, axes) for key in ("sliding_window_size", "sliding_window_stride"))
         if window and stride and len(window) != len(stride):
             testing.wrong("sliding_window_stride", f"must have {len(window)} entries, as sliding_window_size has")
-    return InferenceSettings(window, stride, batch, tta_mode)
+    elif slides:
+        window = _valid_window(config, testing, axes, stock)
+        stride = window and tuple(size and max(1, size // 2) for size in window)
+    settings = InferenceSettings(window, stride, batch, tta_mode, result_on_image_device=stage == "valid")
+    return settings if choice == "fast" else None
 
 
-def _valid_window(config: Mapping[str, Mapping[str, Any]], testing: Section) -> tuple[int | None, ...] | None:
-    if not testing.get("sliding_window_enable", False):
-        return None
+def _valid_window(
+    config: Mapping[str, Mapping[str, Any]], testing: Section, axes: int | None, stock: bool
+) -> tuple[int | None, ...] | None:
     dataset = Section(config.get("dataset", {}), "dataset", testing.mistakes)
-    return _sizes(dataset, "patch_size") if "patch_size" in dataset else _sizes(testing, "sliding_window_size")
+    section, key = (dataset, "patch_size") if "patch_size" in dataset else (testing, "sliding_window_size")
+    window = _sizes(section, key, axes)
+    if stock and window and not all(size and size > 1 for size in window):
+        section.wrong(key, "must have entries of at least 2, of which PyMIC's validation takes halves as its stride")
+    return window
 
 
-def _sizes(section: Section, key: str) -> tuple[int | None, ...] | None:
+def _sizes(section: Section, key: str, axes: int | None) -> tuple[int | None, ...] | None:
     value = section.require(key, "sliding_window_enable = True needs it")
     if value is None:
         return None
-    ok = isinstance(value, (list, tuple)) and len(value) in (2, 3)
-    if ok and all(size is None or (isinstance(size, int) and size > 0) for size in value):
+    ok = isinstance(value, (list, tuple)) and len(value) in ((2, 3) if axes is None else (axes,))
+    if ok and all(size is None or (type(size) is int and size > 0) for size in value):
         return tuple(value)
-    section.wrong(key, "must be a list of 2 or 3 whole numbers of at least 1 (None: the whole axis)")
+    count = "2 or 3" if axes is None else axes
+    section.wrong(key, f"must be a list of {count} whole numbers of at least 1 (None: the whole axis)")
     return None
 
 

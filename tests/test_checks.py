@@ -58,6 +58,29 @@ PRETRAINING_MISTAKES = [
     ({"training": {"early_stop_patience": 100}}, "early_stop_patience needs [dataset] valid_csv"),
     ({"training": {"gpus": 0}}, "gpus must be a list of device numbers, such as [0], got 0"),
     ({"training": {"lr_scheduler": "None"}}, "lr_scheduler is missing: PyMIC needs one"),
+    *(
+        (
+            {"training": {"random_seed": seed}},
+            f"random_seed must be a whole number of at least 0 and at most 4294967295, got {got}",
+        )
+        for seed, got in ((-1, -1), ("abc", "'abc'"), (1.5, 1.5), (99999999999, 99999999999), ("None", None))
+    ),
+    ({"dataset": {"valid_batch_size": "a"}}, "valid_batch_size must be a whole number of at least 1, got 'a'"),
+    ({"dataset": {"train_dir": 5}}, "train_dir must be the name of a folder (./5 where that is its name), got 5"),
+    ({"dataset": {"train_csv": ["a", "b"]}}, "[dataset] train_csv must be the name of a csv file, got ['a', 'b']"),
+    ({"dataset": {"valid_csv": 5}}, "valid_csv must be the name of a csv file (./5 where that is its name), got 5"),
+    ({"dataset": {"valid_csv": "a.csv", "valid_dir": 5}}, "[dataset] valid_dir must be the name of a folder"),
+    ({"training": {"ckpt_dir": 5}}, "[training] ckpt_dir must be the name of a folder (./5 where that is its name)"),
+    ({"training": {"VF_cache_dir": "a"}}, "[training] VF_cache_dir belongs in [dataset] and would be ignored here"),
+    ({"dataset": {"VFcache_dir": "a"}}, "vfcache_dir: there is no such key (did you mean VF_cache_dir?)"),
+    ({"testing": {"sliding_window_inferer": "fats"}}, "must be one of stock, fast (did you mean fast?), got 'fats'"),
+    (
+        {
+            "dataset": {"patch_size": [16, 16]},
+            "testing": {"sliding_window_inferer": "fast", "sliding_window_enable": True},
+        },
+        "[dataset] patch_size must be a list of 3 whole numbers of at least 1",
+    ),
 ]
 
 
@@ -72,6 +95,7 @@ def test_pretraining_mistake(scans: Path, tmp_path: Path, change: dict, message:
 def test_a_right_config_passes(scans: Path, tmp_path: Path):
     plan = check_pretraining(parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path)))
     assert len(plan.train_scans) == 4
+    check_pretraining(parsed(tmp_path / "b.cfg", pretraining(scans, tmp_path, training={"random_seed": 2**32 - 1})))
     assert plan.valid_scans is None
     assert plan.train.fusion.patch_size_max == (8, 16, 16)
 
@@ -88,6 +112,16 @@ def test_a_right_config_passes(scans: Path, tmp_path: Path):
             "must be one of stock, fast (did you mean fast?), got 'fats'",
         ),
         ({"training": {"weight_decay": None}}, "weight_decay is missing"),
+        # one mistake, though training, validation and test read these keys
+        ({"testing": {"tta_mode": 3}}, "[testing] tta_mode must be a whole number of at least 0 and at most 2, got 3"),
+        ({"testing": {"sliding_window_stride": [8, 0, 16]}}, "sliding_window_stride must be a list of 3 whole numbers"),
+        (
+            {"testing": {"sliding_window_inferer": "fast", "tta_mode": 3}},
+            "[testing] tta_mode must be a whole number of at least 0 and at most 2, got 3",
+        ),
+        ({"training": {"random_seed": -1}}, "random_seed must be a whole number of at least 0 and at most 4294967295"),
+        ({"training": {"ckpt_dir": 5}}, "ckpt_dir must be the name of a folder"),
+        ({"dataset": {"train_csv": 5}}, "train_csv must be the name of a csv file"),
     ],
 )
 def test_supervised_mistake(scans: Path, tmp_path: Path, change: dict, message: str):
@@ -95,6 +129,65 @@ def test_supervised_mistake(scans: Path, tmp_path: Path, change: dict, message: 
         check_supervised(parsed(tmp_path / "a.cfg", finetuning(scans, tmp_path, **change)), "train")
     assert len(caught.value.mistakes) == 1, caught.value
     assert message in caught.value.mistakes[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"testing": {"sliding_window_size": [16, 32]}}, "[testing] sliding_window_size must be a list of 3 whole"),
+        ({"testing": {"sliding_window_enable": "yes"}}, "sliding_window_enable must be True or False, got 'yes'"),
+        ({"dataset": {"patch_size": [16, "None", 32]}}, "[dataset] patch_size must have entries of at least 2"),
+        ({"dataset": {"valid_batch_size": 0}}, "valid_batch_size must be a whole number of at least 1, got 0"),
+        ({"dataset": {"train_dir": 5}}, "train_dir must be the name of a folder"),
+        ({"dataset": {"train_dir": "gone"}}, "[dataset] train_dir = gone: there is no such folder"),
+    ],
+)
+def test_a_mistake_that_several_stages_share_is_one(scans: Path, tmp_path: Path, change: dict, message: str):
+    config = finetuning(scans, tmp_path, **change)
+    config["dataset"] = {"valid_csv": scans / "labelled.csv", **config["dataset"]}
+    with pytest.raises(ConfigError) as caught:
+        check_supervised(parsed(tmp_path / "a.cfg", config), "train")
+    assert len(caught.value.mistakes) == 1, caught.value
+    assert message in caught.value.mistakes[0]
+
+
+@pytest.mark.parametrize(
+    "testing",
+    [
+        {"tta_mode": 2},
+        {"sliding_window_size": ["None", 32, 32], "sliding_window_stride": ["None", 32, 32]},  # there is no valid_csv
+        {"sliding_window_enable": False, "sliding_window_size": 5},
+        {"sliding_window_inferer": "fast", "sliding_window_batch": 2},
+    ],
+)
+def test_a_right_supervised_config_passes(scans: Path, tmp_path: Path, testing: dict):
+    changes = {"testing": testing, "dataset": {"valid_batch_size": "a"}}  # which nothing reads without valid_csv
+    config = parsed(tmp_path / "a.cfg", finetuning(scans, tmp_path, **changes))
+    check_supervised(config, "train")
+    check_supervised(config, "test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"testing": {"tta_mode": 3}}, "[testing] tta_mode must be a whole number of at least 0 and at most 2, got 3"),
+        ({"testing": {"sliding_window_stride": [8, 16]}}, "sliding_window_stride must be a list of 3 whole numbers"),
+        ({"training": {"random_seed": "abc"}}, "random_seed must be a whole number"),
+        ({"training": {"ckpt_dir": 5}}, "ckpt_dir must be the name of a folder"),
+        ({"dataset": {"test_csv": 5}}, "test_csv must be the name of a csv file"),
+        ({"dataset": {"test_dir": 5}}, "test_dir must be the name of a folder"),
+    ],
+)
+def test_mistake_of_a_test(scans: Path, tmp_path: Path, change: dict, message: str):
+    with pytest.raises(ConfigError) as caught:
+        check_supervised(parsed(tmp_path / "a.cfg", finetuning(scans, tmp_path, **change)), "test")
+    assert len(caught.value.mistakes) == 1, caught.value
+    assert message in caught.value.mistakes[0]
+
+
+def test_pretraining_leaves_the_testing_of_pymic_alone(scans: Path, tmp_path: Path):
+    changes = {"testing": {"sliding_window_enable": "yes", "tta_mode": 3}}
+    check_pretraining(parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, **changes)))
 
 
 def test_supervised_csv_without_labels_or_files(scans: Path, tmp_path: Path):

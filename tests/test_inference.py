@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -388,6 +389,8 @@ def test_settings_of_the_stages():
         ({"sliding_window_stride": [4, 8]}, r"sliding_window_stride must have 3 entries.* got \[4, 8\]"),
         ({"sliding_window_batch": 0}, "sliding_window_batch must be .* got 0"),
         ({"tta_mode": 3}, "tta_mode must be .* got 3"),
+        ({"sliding_window_enable": "yes"}, "sliding_window_enable must be True or False, got 'yes'"),
+        ({"sliding_window_size": [True, 16, 16]}, r"sliding_window_size must be .* got \[True, 16, 16\]"),
     ],
 )
 def test_mistakes_are_named(changes, message):
@@ -399,6 +402,62 @@ def test_all_mistakes_together():
     mistakes: list[str] = []
     parse_inference({"testing": {**TESTING, "tta_mode": 9, "sliding_window_batch": "x"}}, "test", mistakes)
     assert len(mistakes) == 2
+
+
+def test_a_wrong_inferer_does_not_hide_the_other_mistakes():
+    mistakes: list[str] = []
+    changes = {"sliding_window_inferer": "fats", "sliding_window_enable": "yes", "sliding_window_stride": [4, 0, 8]}
+    assert parse_inference({"testing": {**TESTING, **changes, "tta_mode": 9}}, "test", mistakes) is None
+    assert {m.split()[1] for m in mistakes} == {*changes, "tta_mode"}
+
+
+@pytest.mark.parametrize("key", ["sliding_window_size", "sliding_window_stride", "patch_size"])
+def test_the_number_of_axes_where_it_is_known(key):
+    config = {"testing": dict(TESTING), "dataset": {}}
+    section, stage = ("dataset", "valid") if key == "patch_size" else ("testing", "test")
+    config[section][key] = [8, 8]
+    mistakes: list[str] = []
+    parse_inference(config, stage, mistakes, axes=3)
+    rule = "must be a list of 3 whole numbers of at least 1 (None: the whole axis), got [8, 8]"
+    assert mistakes == [f"[{section}] {key} {rule}"]
+
+
+STOCK = {**TESTING, "sliding_window_inferer": "stock"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "message"),
+    [
+        ({"tta_mode": 3}, "test", "tta_mode must be .* at most 2, got 3"),
+        ({"tta_mode": None}, "test", "tta_mode must be .* got None"),
+        ({"sliding_window_stride": [8, 0, 16]}, "test", r"sliding_window_stride must be .* got \[8, 0, 16\]"),
+        ({"sliding_window_stride": None}, "test", "sliding_window_stride is missing"),
+        ({"sliding_window_batch": None}, "test", "sliding_window_batch must be .* got None"),
+        ({"sliding_window_enable": "yes"}, "valid", "sliding_window_enable must be True or False"),
+        ({"sliding_window_size": [None, 16, 16]}, "valid", "sliding_window_size must have entries of at least 2"),
+        ({"sliding_window_size": [1, 16, 16]}, "valid", "sliding_window_size must have entries of at least 2"),
+    ],
+)
+def test_what_fails_in_pymics_own_inferer(changes, stage, message):
+    config, mistakes = {"testing": {**STOCK, **changes}}, []
+    assert parse_inference(config, stage, mistakes, axes=3, stock_too=True) is None
+    assert len(mistakes) == 1 and re.search(message, mistakes[0])
+    assert inferer_for(config, stage) is None  # networks of others are left alone
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"tta_mode": tta_mode} for tta_mode in (0, 1, 2)),
+        {"sliding_window_size": [None, 16, 16], "sliding_window_stride": [None, 8, 8]},
+        {"sliding_window_enable": False, "sliding_window_size": 3, "sliding_window_batch": 0},
+        {"sliding_window_enable": None},
+    ],
+)
+def test_what_pymics_own_inferer_takes(changes):
+    mistakes: list[str] = []
+    parse_inference({"testing": {**STOCK, **changes}}, "test", mistakes, axes=3, stock_too=True)
+    assert not mistakes
 
 
 def test_windows_of_another_number_of_axes():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pymic_vf.data.scan_list import read_scan_list
+from pymic_vf.data.scan_list import read_scan_list, read_table
 
 
 @pytest.fixture
@@ -38,7 +38,10 @@ def test_first_columns_are_modalities(folder: Path):
         ("images\na.nii.gz\nb.nii.gz\n", "has no column 'image' (did you mean images?); its columns are ['images']"),
         ("image\na.nii.gz\n", "needs at least two different scans, this file has 1"),
         ("image\na.nii.gz\na.nii.gz\n", "needs at least two different scans, this file has 1"),
+        ("image\na.nii.gz\n./a.nii.gz\nsub/../a.nii.gz\n", "at least two different scans, this file has 1"),
         ("image,x\na.nii.gz,1\n,2\nb.nii.gz,3\n", "has no file name: line 3"),
+        ('image,x\na.nii.gz,1\n"",2\nb.nii.gz,3\n', "has no file name: line 3"),
+        ("image\na.nii.gz\nNA\nb.nii.gz\nnull\n", "names files that do not exist"),
         ("", "cannot be read as csv"),
     ],
 )
@@ -60,3 +63,27 @@ def test_missing_csv_and_folder(tmp_path: Path):
     assert len(mistakes) == 2
     assert any("no.csv: there is no such csv file" in m for m in mistakes)
     assert any("train_dir" in m and "nowhere: there is no such folder" in m for m in mistakes)
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "nan", "None"])
+def test_a_scan_may_have_a_name_that_pandas_takes_for_nothing(folder: Path, name: str):
+    (folder / name).touch()
+    scans, mistakes = read(folder, f"image\na.nii.gz\n\n{name}\n")
+    assert not mistakes
+    assert [scans.files(i) for i in range(len(scans))] == [[folder / "a.nii.gz"], [folder / name]]
+
+
+def test_empty_lines_and_cells_of_a_table(folder: Path):
+    (folder / "list.csv").write_text("image,label\nNA,null\n\n,b.nii.gz\n")
+    table = read_table(folder / "list.csv", [])
+    assert list(table.index) == [2, 4]
+    assert table.isna().to_numpy().tolist() == [[False, False], [True, False]]
+
+
+def test_one_scan_by_several_names_counts_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.parent)
+    rows = f"./a.nii.gz\nb.nii.gz\na.nii.gz\n{folder}//a.nii.gz\n"
+    for root in (folder, Path(folder.name)):
+        scans, mistakes = read(root, f"image\n{rows}")
+        assert not mistakes
+        assert [scans.files(i) for i in range(len(scans))] == [[root / "a.nii.gz"], [root / "b.nii.gz"]]

@@ -59,7 +59,7 @@ def read_scan_list(csv: str | os.PathLike, root: str | os.PathLike, modalities: 
         return nothing
     table = table[["image"] if modalities == 1 else columns[:modalities]]
     complete = table.dropna()
-    scans = complete.drop_duplicates()
+    scans = complete[~_places(complete, root).duplicated()]
     if len(scans) < len(complete):
         log.warning("%s: %d rows repeat a scan and count once", csv, len(complete) - len(scans))
     if len(complete) == len(table) and len(scans) < 2:
@@ -71,7 +71,8 @@ def read_scan_list(csv: str | os.PathLike, root: str | os.PathLike, modalities: 
 def read_table(csv: Path, mistakes: list[str]) -> pd.DataFrame | None:
     """A csv of file names as text, its index the line numbers that an editor shows; None and a mistake without one."""
     try:
-        table = pd.read_csv(csv, dtype=str, skip_blank_lines=False)
+        # a scan may be named NA or null: an empty cell alone is no name
+        table = pd.read_csv(csv, dtype=str, skip_blank_lines=False, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         mistakes.append(f"{csv}: there is no such csv file")
         return None
@@ -80,6 +81,12 @@ def read_table(csv: Path, mistakes: list[str]) -> pd.DataFrame | None:
         return None
     table.index += 2  # line 1 is the header
     return table.dropna(how="all")
+
+
+def _places(names: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Where the files are, each place written in one way: a name may be ./a or a, or absolute."""
+    folder = root.absolute()
+    return names.apply(lambda column: column.map(lambda name: os.path.normpath(folder / name)))
 
 
 def check_files(csv: Path, root: Path, table: pd.DataFrame, mistakes: list[str]) -> None:

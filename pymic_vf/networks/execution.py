@@ -135,6 +135,12 @@ class Compiled:
         return self.__dict__ | {"_compiled": None}
 
 
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo import exc  # which torch itself does not load
+
+    return exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)
+
+
 def with_memory_advice(error: Exception, s: PCTNetSettings, batch: int, learns: bool) -> torch.OutOfMemoryError | None:
     """An error that says what to change, or None where `error` is no lack of memory.
 
