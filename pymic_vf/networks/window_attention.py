@@ -84,8 +84,7 @@ class WindowAttention(nn.Module):
         may be written to in ways that torch does not count. On a GPU comparing costs more than to make them again.
         """
         table, index = self.relative_position_bias_table, self.relative_position_index
-        if self.training or torch.is_grad_enabled() or table.device.type != "cpu" or torch.compiler.is_compiling():
-            self._kept = None
+        if torch.compiler.is_compiling() or self.training or torch.is_grad_enabled() or table.device.type != "cpu":
             return self._new_terms(layout)
         if self._kept is None or not self._kept.are_of(layout, table, index):
             self._kept = _KeptTerms(layout, table.clone(), index.clone(), self._new_terms(layout))
