@@ -81,7 +81,9 @@ class DownBlock(nn.Module):
         self.conv = nn.Sequential(*pre_activated(conv(in_chns, out_chns, conv_dim), in_chns))
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_pre_activated(self.conv, self.pool(x))
+        with torch.autocast(x.device.type, enabled=False):  # a CPU's would pool in float32, to the same values
+            pooled = self.pool(x)
+        return run_pre_activated(self.conv, pooled)
 
 
 class UpBlock(nn.Module):

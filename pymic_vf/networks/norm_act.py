@@ -29,6 +29,6 @@ def _into_scratch(norm: nn.BatchNorm3d, act: nn.PReLU, parts: tuple[Tensor, ...]
         mean, var, weight, bias = (t[start:end] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
         for piece, place in zip(pieces(part), pieces(out[:, start:end]), strict=True):
             normed = F.batch_norm(piece, mean, var, weight, bias, eps=norm.eps)
-            place.copy_(F.leaky_relu_(normed, slope))  # PReLU with one parameter
+            torch.ops.aten.leaky_relu.out(normed, slope, out=place)  # PReLU with one parameter
         start = end
     return out

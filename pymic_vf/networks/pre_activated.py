@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn import functional as F
 
 from pymic_vf.networks.convolution import Convolution, Layer, best_on_cpu
 from pymic_vf.networks.dropout import draw_seed, keep_mask
@@ -80,9 +79,7 @@ class _Unit:
             for piece, place in zip(pieces(part), pieces(out[:, of]), strict=True):
                 normed = place if len(parts) == 1 else torch.empty_like(piece)
                 _normalise(piece, affine, weight[of], bias[of], normed)
-                F.leaky_relu_(normed, slope)  # PReLU with one parameter
-                if normed is not place:
-                    place.copy_(normed)
+                torch.ops.aten.leaky_relu.out(normed, slope, out=place)  # PReLU with one parameter
         return out.mul_(keep_mask(out, self.dropout, self.seed)) if self.dropout else out
 
 
