@@ -98,10 +98,11 @@ def fuse(background: np.ndarray, foreground: np.ndarray, label: np.ndarray, clas
         raise ValueError(
             f"background {background.shape}, foreground {foreground.shape} and label {label.shape} must be of one size"
         )
-    alpha = label.astype(np.float32)
+    alpha = np.broadcast_to(label, background.shape).astype(np.float32)
     alpha /= np.float32(classes)
     # (1 - a) b + a f, not b + a (f - b): the latter rounds where a = 1
     fused = alpha * foreground.astype(np.float32, copy=False)
     np.subtract(1, alpha, out=alpha)
-    fused += alpha * background.astype(np.float32, copy=False)
+    alpha *= background.astype(np.float32, copy=False)  # in place: new memory costs more than the arithmetic
+    fused += alpha
     return fused
