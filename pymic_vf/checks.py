@@ -21,7 +21,7 @@ from pymic_vf.config import (
 )
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
-from pymic_vf.inference import parse_inference
+from pymic_vf.inference_settings import parse_inference
 from pymic_vf.networks.settings import parse_network_settings
 
 IMAGE_AXES = 3  # of PCTNet's images

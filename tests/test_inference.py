@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pymic_vf import inference
 from pymic_vf.errors import ConfigError
-from pymic_vf.inference import InferenceSettings, SlidingWindowInferer, inferer_for, parse_inference, window_starts
+from pymic_vf.inference import SlidingWindowInferer, inferer_for, window_starts
+from pymic_vf.inference_settings import InferenceSettings, parse_inference
 
 CLASSES = 3
 
