@@ -32,13 +32,13 @@ from torchvision import transforms
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
-from pymic_vf.data.phantom import make_phantom
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.data.volume_reader import VolumeTransform
 from pymic_vf.data.volume_store import ChunkedVolumeReader
 from pymic_vf.data.workers import set_up_worker
-from pymic_vf.transforms import VolumeFusion
+from pymic_vf.demo.phantom import make_phantom
+from pymic_vf.host.transforms import VolumeFusion
 
 CROP = (64, 128, 128)
 CLASSES = 5

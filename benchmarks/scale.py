@@ -30,12 +30,12 @@ from pymic.transform.trans_dict import TransformDict
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
-from pymic_vf.data.phantom import make_phantom
 from pymic_vf.data.scan_list import read_scan_list
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.data.volume_reader import VolumeTransform
 from pymic_vf.data.volume_store import ChunkedVolumeReader
-from pymic_vf.transforms import VolumeFusion
+from pymic_vf.demo.phantom import make_phantom
+from pymic_vf.host.transforms import VolumeFusion
 
 CROP, SIZE = (16, 32, 32), (24, 48, 48)
 PARAMS = {

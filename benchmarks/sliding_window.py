@@ -26,8 +26,8 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from pymic_vf.inference import SlidingWindowInferer
-from pymic_vf.inference_settings import DEFAULT_BATCH, InferenceSettings
+from pymic_vf.host.inference import SlidingWindowInferer
+from pymic_vf.host.inference_settings import DEFAULT_BATCH, InferenceSettings
 from pymic_vf.networks.pct_net import PCTNet
 
 VOLUME, WINDOW, STRIDE = (88, 140, 183), (32, 64, 64), (16, 32, 32)

@@ -101,13 +101,13 @@ def read_config(cfg: Path) -> dict[str, dict[str, Any]]:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from pymic_vf.demo import run_demo
+    from pymic_vf.demo.quickstart import run_demo
 
     run_demo(options.out)
 
 
 def _phantom(options: argparse.Namespace) -> None:
-    from pymic_vf.data.phantom import write_phantoms
+    from pymic_vf.demo.phantom import write_phantoms
 
     given: dict[str, Any] = {"seed": options.seed}
     if options.size:
@@ -127,15 +127,15 @@ def _counts(items: Sequence[str]) -> dict[str, int]:
 
 
 def _preview(options: argparse.Namespace) -> None:
-    from pymic_vf.preview import draw_preview
+    from pymic_vf.host.preview import draw_preview
 
     draw_preview(read_config(options.cfg), options.sample, options.out)
     print(f"sample {options.sample} is drawn in {options.out}")
 
 
 def _check(options: argparse.Namespace) -> None:
-    from pymic_vf.agents import VolumeFusionAgent
-    from pymic_vf.checks import check_supervised
+    from pymic_vf.host.agents import VolumeFusionAgent
+    from pymic_vf.host.checks import check_supervised
 
     config = read_config(options.cfg)
     if config["dataset"].get("supervise_type") == "self_sup":
@@ -148,8 +148,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from pymic_vf.agents import VolumeFusionAgent
     from pymic_vf.data.prepare import prepare
+    from pymic_vf.host.agents import VolumeFusionAgent
 
     agent = VolumeFusionAgent(read_config(options.cfg))
     stages = ("train", "valid") if agent.plan.valid_scans is not None else ("train",)

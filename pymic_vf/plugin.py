@@ -51,7 +51,7 @@ class Registration:
 
 @dataclass(frozen=True)
 class Repair:
-    """One function of :mod:`pymic_vf.compat` that mends one gap of one PyMIC module."""
+    """One function of :mod:`pymic_vf.host.compat` that mends one gap of one PyMIC module."""
 
     module: str
     attribute: str
@@ -62,13 +62,13 @@ class Repair:
         return hasattr(host, self.attribute)
 
     def apply(self, host: ModuleType) -> None:
-        getattr(importlib.import_module("pymic_vf.compat"), self.function)(host)
+        getattr(importlib.import_module("pymic_vf.host.compat"), self.function)(host)
 
 
 REGISTRATIONS = (
     Registration("pymic.net.net_dict_seg", "SegNetDict", "PCTNet", "pymic_vf.networks.pct_net:PCTNet"),
-    Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.transforms:VolumeFusion"),
-    Registration("pymic.net_run.self_sup", "SelfSupMethodDict", "VF", "pymic_vf.agents:VolumeFusionAgent"),
+    Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.host.transforms:VolumeFusion"),
+    Registration("pymic.net_run.self_sup", "SelfSupMethodDict", "VF", "pymic_vf.host.agents:VolumeFusionAgent"),
 )
 # The agents that name "cuda:N" literally and load and save checkpoints, each with what its module defines last:
 # a module that has it is complete.

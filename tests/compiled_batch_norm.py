@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pymic_vf.global_batch import synchronise_batch_norm
+from pymic_vf.host.global_batch import synchronise_batch_norm
 
 
 def recomputed(net: nn.Module, x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import pymic_vf
-from pymic_vf.checks import check_pretraining, check_supervised
 from pymic_vf.errors import ConfigError, UserError
+from pymic_vf.host.checks import check_pretraining, check_supervised
 
 from conftest import finetuning, make_scan, parsed, pretraining, write_volume
 
@@ -212,7 +212,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def agent_fails(folder: Path, message: str) -> None:
-    from pymic_vf.agents import VolumeFusionAgent
+    from pymic_vf.host.agents import VolumeFusionAgent
 
     with pytest.raises(UserError, match=message):
         VolumeFusionAgent(parsed(folder / "a.cfg", pretraining(folder, folder))).create_dataset()
@@ -240,7 +240,7 @@ def test_a_scan_with_two_channels_is_named_before_training(folder: Path):
 
 
 def test_transforms_that_fail_are_named_before_training(scans: Path, tmp_path: Path):
-    from pymic_vf.agents import VolumeFusionAgent
+    from pymic_vf.host.agents import VolumeFusionAgent
 
     # RandomCrop asks for a larger crop than there is
     change = {"train_transform": ["RandomCrop", "VF", "LabelToProbability"], "RandomCrop_output_size": [99, 99, 99]}

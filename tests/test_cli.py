@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pymic_vf.cli import main
-from pymic_vf.demo import example_configs, run_demo
+from pymic_vf.demo.quickstart import example_configs, run_demo
 
 from conftest import pretraining, write_cfg
 

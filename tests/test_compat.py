@@ -10,8 +10,8 @@ from pymic.util.parse_config import parse_value_from_string
 from test_pct_net import small_net
 
 import pymic_vf
-from pymic_vf import compat
 from pymic_vf.errors import UserError
+from pymic_vf.host import compat
 
 pymic_vf.register()
 

@@ -17,10 +17,10 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pymic_vf import inference
 from pymic_vf.errors import ConfigError
-from pymic_vf.inference import SlidingWindowInferer, inferer_for, window_starts
-from pymic_vf.inference_settings import InferenceSettings, parse_inference
+from pymic_vf.host import inference
+from pymic_vf.host.inference import SlidingWindowInferer, inferer_for, window_starts
+from pymic_vf.host.inference_settings import InferenceSettings, parse_inference
 
 CLASSES = 3
 

@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from pymic_vf.data.phantom import DEFAULT_SIZE, ORGANS, make_phantom, usual_spacing, write_phantoms
-from pymic_vf.data.phantom_shapes import Capsule, Ellipsoid, Layer, rotation
+from pymic_vf.demo.phantom import DEFAULT_SIZE, ORGANS, make_phantom, usual_spacing, write_phantoms
+from pymic_vf.demo.phantom_shapes import Capsule, Ellipsoid, Layer, rotation
 from pymic_vf.errors import UserError
 
 FEW = {"pretrain": 3, "train": 1, "test": 2}
@@ -106,7 +106,7 @@ def test_another_resolution_is_the_same_patient():
 def test_slabs_do_not_show(monkeypatch):
     """The anatomy does not depend on how many slices are painted at a time."""
     whole, label = make_phantom(1, SMALL)
-    monkeypatch.setattr("pymic_vf.data.phantom.SLAB_VOXELS", 5 * SMALL[1] * SMALL[2])
+    monkeypatch.setattr("pymic_vf.demo.phantom.SLAB_VOXELS", 5 * SMALL[1] * SMALL[2])
     parts, label_of_parts = make_phantom(1, SMALL)
     np.testing.assert_array_equal(label, label_of_parts)
     np.testing.assert_array_equal(whole, parts)

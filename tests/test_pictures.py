@@ -12,9 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from pymic_vf import pictures
-from pymic_vf.pictures import ORGAN_COLOURS, dice_per_class, draw_fusion, draw_overlays
-from pymic_vf.volume_fusion import FusionSettings, draw_patches, fuse, paint_labels
+from pymic_vf.demo import pictures
+from pymic_vf.demo.pictures import ORGAN_COLOURS, dice_per_class, draw_fusion, draw_overlays
+from pymic_vf.methods.volume_fusion import FusionSettings, draw_patches, fuse, paint_labels
 
 SHAPE = (12, 20, 24)
 
@@ -140,5 +140,5 @@ def test_a_crash_leaves_the_old_picture(fused, tmp_path, monkeypatch):
 
 
 def test_pyplot_is_left_alone():
-    code = "import sys, pymic_vf.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, pymic_vf.demo.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,7 +12,7 @@ from pymic.transform.trans_dict import TransformDict
 from pymic.net_run.self_sup import SelfSupMethodDict
 print(SegNetDict["PCTNet"].__module__, TransformDict["VF"].__module__, SelfSupMethodDict["VF"].__module__)
 """
-WHERE = "pymic_vf.networks.pct_net pymic_vf.transforms pymic_vf.agents"
+WHERE = "pymic_vf.networks.pct_net pymic_vf.host.transforms pymic_vf.host.agents"
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ WHERE = "pymic_vf.networks.pct_net pymic_vf.transforms pymic_vf.agents"
         "from pymic.net.net_dict_seg import SegNetDict",  # half made when torch, which it imports, calls the plug-in
         "from pymic.net_run.self_sup import SelfSupMethodDict",
         "import pymic.net_run.train",
-        "import pymic_vf.transforms",  # itself the cause of PyMIC's import
-        "import pymic_vf.agents",
+        "import pymic_vf.host.transforms",  # itself the cause of PyMIC's import
+        "import pymic_vf.host.agents",
     ],
 )
 def test_every_first_import_finds_the_names(run, first: str):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pymic_vf.config import ReadingSettings, Section, check_vf_keys, parse_reading
+from pymic_vf.host.config import ReadingSettings, Section, check_vf_keys, parse_reading
 
 
 def parsed(**values) -> tuple[ReadingSettings, list[str]]:

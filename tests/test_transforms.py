@@ -7,7 +7,7 @@ import pytest
 from pymic import TaskType
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.transforms import VolumeFusion
+from pymic_vf.host.transforms import VolumeFusion
 
 PARAMS = {
     "task": TaskType.SEGMENTATION,

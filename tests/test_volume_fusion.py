@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pymic_vf.volume_fusion import FusionSettings, Patch, draw_patches, fuse, paint_labels
+from pymic_vf.methods.volume_fusion import FusionSettings, Patch, draw_patches, fuse, paint_labels
 
 PAPER = FusionSettings()
 SHAPE = (64, 128, 128)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pymic_vf.data.phantom_shapes import Capsule, Ellipsoid, Layer, Structure, rotation
+from pymic_vf.demo.phantom_shapes import Capsule, Ellipsoid, Layer, Structure, rotation
 
 Vector = Sequence[float]
 ORGANS = ("liver", "kidneys", "aorta")  # labels 1, 2, 3: large and low in contrast, paired, tubular

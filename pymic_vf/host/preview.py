@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pymic_vf.agents import VolumeFusionAgent
-from pymic_vf.pictures import draw_fusion
+from pymic_vf.demo.pictures import draw_fusion
+from pymic_vf.host.agents import VolumeFusionAgent
 
 
 class _Recorded:

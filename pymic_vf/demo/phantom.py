@@ -1,6 +1,6 @@
 """CT-like phantoms: scans of patients who never were, for trying things where there are no scans.
 
-Every voxel follows from a seed. The plan of the trunk is the same in all (see :mod:`pymic_vf.data.phantom_anatomy`);
+Every voxel follows from a seed. The plan of the trunk is the same in all (see :mod:`pymic_vf.demo.phantom_anatomy`);
 place, shape, size, density, texture, noise and voxel spacing differ. Nothing here claims to be good enough to learn
 medicine from: it is for tests, demonstrations and measurements of speed.
 """
@@ -17,8 +17,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from pymic_vf.data.phantom_anatomy import ORGANS, Patient
-from pymic_vf.data.phantom_shapes import Structure, rotation
+from pymic_vf.demo.phantom_anatomy import ORGANS, Patient
+from pymic_vf.demo.phantom_shapes import Structure, rotation
 from pymic_vf.errors import UserError, did_you_mean
 from pymic_vf.files import whole_file
 

@@ -16,8 +16,6 @@ from pymic.net_run.agent_seg import SegmentationAgent
 from pymic.net_run.infer_func import Inferer
 from tqdm import tqdm
 
-from pymic_vf.checks import PretrainingPlan, check_pretraining, fuse_transform, make_transform
-from pymic_vf.config import ONE_HOT, SampleSettings
 from pymic_vf.data.cache_folder import GIB, CacheFolder
 from pymic_vf.data.first_look import check_scans
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
@@ -28,8 +26,10 @@ from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.data.volume_reader import VolumeReader, VolumeTransform, WholeVolumeReader
 from pymic_vf.data.volume_store import ChunkedVolumeReader
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.global_batch import spread, synchronise_batch_norm
-from pymic_vf.processes import Processes
+from pymic_vf.host.checks import PretrainingPlan, check_pretraining, fuse_transform, make_transform
+from pymic_vf.host.config import ONE_HOT, SampleSettings
+from pymic_vf.host.global_batch import spread, synchronise_batch_norm
+from pymic_vf.host.processes import Processes
 
 log = logging.getLogger(__name__)
 # A volume with a side of less than this share of the sub-volume's would be mostly mirror images of itself.

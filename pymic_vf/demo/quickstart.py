@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pymic_vf.data.phantom import DEFAULT_COUNTS, write_phantoms
 from pymic_vf.data.scan import read_scan
+from pymic_vf.demo.phantom import DEFAULT_COUNTS, write_phantoms
+from pymic_vf.demo.pictures import draw_overlays
 from pymic_vf.errors import UserError
-from pymic_vf.pictures import draw_overlays
 
 RUNS = {"scratch": "from scratch", "finetune": "pretrained"}
 METRICS = {"dice": "Dice", "assd": "ASSD (mm)"}
@@ -55,7 +55,7 @@ def run_demo(out: Path, configs: Path | None = None, counts: Mapping[str, int] =
 
 def example_configs(folder: str) -> Path:
     """A folder of the example configs: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for parent in (package, package.parent):
         if (parent / "config_examples" / folder).is_dir():
             return parent / "config_examples" / folder

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pymic_vf.errors import ConfigError, did_you_mean
-from pymic_vf.volume_fusion import FusionSettings, Triple
+from pymic_vf.methods.volume_fusion import FusionSettings, Triple
 
 FUSE, ONE_HOT = "VF", "LabelToProbability"
 VF_KEYS = (

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.inference_settings import InferenceSettings, parse_inference
+from pymic_vf.host.inference_settings import InferenceSettings, parse_inference
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from typing import IO, Any
 
 import torch
 
-from pymic_vf import checkpoint
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
-from pymic_vf.processes import is_follower
+from pymic_vf.host import checkpoint
+from pymic_vf.host.processes import is_follower
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def check_configs_of_our_network(host: ModuleType) -> None:
 
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
-        from pymic_vf.checks import check_supervised  # needs PyMIC's registries, which are complete by now
+        from pymic_vf.host.checks import check_supervised  # needs PyMIC's registries, which are complete by now
 
         own_data = agent.train_set is not None or agent.test_set is not None
         if agent.config.get("network", {}).get("net_type") == "PCTNet" and not own_data:
@@ -236,7 +236,7 @@ def offer_fast_inference(host: ModuleType) -> None:
 
     @functools.wraps(stock)
     def create_network(agent: Any) -> None:
-        from pymic_vf.inference import inferer_for
+        from pymic_vf.host.inference import inferer_for
 
         stock(agent)
         if agent.inferer is None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pymic_vf.config import Section
 from pymic_vf.errors import did_you_mean
+from pymic_vf.host.config import Section
 
 KEY = "sliding_window_inferer"
 CHOICES = ("stock", "fast")

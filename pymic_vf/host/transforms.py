@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pymic.transform.abstract_transform import AbstractTransform
 
-from pymic_vf.config import fusion_of
-from pymic_vf.volume_fusion import draw_patches, fuse, paint_labels
+from pymic_vf.host.config import fusion_of
+from pymic_vf.methods.volume_fusion import draw_patches, fuse, paint_labels
 
 
 class VolumeFusion(AbstractTransform):

@@ -10,7 +10,9 @@ from typing import Any
 from pymic.net.net_dict_seg import SegNetDict
 from pymic.transform.trans_dict import TransformDict
 
-from pymic_vf.config import (
+from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
+from pymic_vf.errors import ConfigError, UserError, did_you_mean
+from pymic_vf.host.config import (
     FUSE,
     ReadingSettings,
     SampleSettings,
@@ -19,9 +21,7 @@ from pymic_vf.config import (
     parse_reading,
     parse_samples,
 )
-from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
-from pymic_vf.errors import ConfigError, UserError, did_you_mean
-from pymic_vf.inference_settings import parse_inference
+from pymic_vf.host.inference_settings import parse_inference
 from pymic_vf.networks.settings import parse_network_settings
 
 IMAGE_AXES = 3  # of PCTNet's images
