@@ -1,8 +1,8 @@
 """Config keys: a row for each says its name, what it must be, its default and what it means.
 
 From these rows come the checks of a config, their messages, the closest names and the tables of the documentation.
-PyMIC hands on keys in lower case and values parsed: int, float, bool, list, None or text. Messages show a key as its row
-writes it.
+PyMIC hands on keys in lower case and values parsed: int, float, bool, list, None or text. Messages show a key as its
+row writes it.
 """
 
 from __future__ import annotations
