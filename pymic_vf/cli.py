@@ -1,4 +1,4 @@
-"""The command ``pymic_vf``: demo, phantoms, preview, check, prepare; and ``train`` and ``test``, PyMIC's own commands.
+"""The command ``pymic_vf``: what goes with PyMIC's commands; and ``train`` and ``test``, which are PyMIC's own.
 
 ``python -m pymic_vf train CFG`` and ``test CFG`` are for those who switch torch's plug-in loading off.
 """
@@ -17,7 +17,9 @@ from typing import Any
 
 from pymic_vf._version import __version__
 from pymic_vf.errors import UserError
+from pymic_vf.methods import METHODS
 
+KEY_TABLES = (*METHODS, "PCTNet", "inference")
 INTERRUPTED = 130  # the shell's exit status of a command that Ctrl-C ended
 
 
@@ -56,16 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("out", type=Path, help="a new folder")
     phantom.add_argument("--seed", type=int, default=0, help="the same seed, the same voxels (default: %(default)s)")
     phantom.add_argument("--size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels of a volume")
-    phantom.add_argument("--counts", nargs="+", metavar="PART=N", default=[], help="such as pretrain=40 train=3 test=6")
-    preview = command("preview", _preview, "draw fused samples of your own config and data")
+    phantom.add_argument("--counts", nargs="+", metavar="SET=N", default=[], help="such as pretrain=40 train=3 test=6")
+    preview = command("preview", _preview, "draw a training sample of your own pretraining config and data")
     preview.add_argument("cfg", type=Path, help="a config for pretraining")
     preview.add_argument("--out", type=Path, required=True, help="the PNG to write")
     preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
     check = command("check", _check, "find what is wrong with a config and its data, without training")
     check.add_argument("cfg", type=Path, help="any PyMIC config of a network or method of this package")
-    prepare = command("prepare", _prepare, "fill VF_cache_dir before a pretraining; can be stopped and started again")
+    prepare = command("prepare", _prepare, "fill cache_dir before a pretraining; can be stopped and started again")
     prepare.add_argument("cfg", type=Path, help="a config for pretraining")
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
+    keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
     for name in ("train", "test"):  # listed for the help alone, see main
         commands.add_parser(name, help=f"PyMIC's pymic_{name}, with its arguments")
     return parser
@@ -100,6 +104,23 @@ def read_config(cfg: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{cfg}: PyMIC cannot parse this config ({type(error).__name__}: {error})") from error
 
 
+def read_pretraining(cfg: Path) -> dict[str, dict[str, Any]]:
+    """A config as :func:`read_config` parses it, which must be for a pretraining by a method of ours.
+
+    Raises:
+        UserError: it is for something else.
+    """
+    from pymic_vf.host.checks import method_name_of
+
+    config = read_config(cfg)
+    if method_name_of(config) is None:
+        raise UserError(
+            f"{cfg} is no config for a pretraining by {' or '.join(METHODS)}: it needs [dataset] supervise_type = "
+            "self_sup and [self_supervised_learning] method_name"
+        )
+    return config
+
+
 def _demo(options: argparse.Namespace) -> None:
     from pymic_vf.demo.quickstart import run_demo
 
@@ -120,41 +141,52 @@ def _phantom(options: argparse.Namespace) -> None:
 
 def _counts(items: Sequence[str]) -> dict[str, int]:
     pairs = [item.partition("=") for item in items]
-    wrong = [f"{part}{sign}{count}" for part, sign, count in pairs if not (sign and count.isdecimal())]
+    wrong = [f"{name}{sign}{count}" for name, sign, count in pairs if not (sign and count.isdecimal())]
     if wrong:
-        raise UserError(f"--counts takes PART=N, N a whole number, got {' '.join(wrong)}")
-    return {part: int(count) for part, _, count in pairs}
+        raise UserError(f"--counts takes SET=N, N a whole number, got {' '.join(wrong)}")
+    return {name: int(count) for name, _, count in pairs}
 
 
 def _preview(options: argparse.Namespace) -> None:
-    from pymic_vf.host.preview import draw_preview
+    from pymic_vf.demo.preview import draw_preview
 
-    draw_preview(read_config(options.cfg), options.sample, options.out)
+    draw_preview(read_pretraining(options.cfg), options.sample, options.out)
     print(f"sample {options.sample} is drawn in {options.out}")
 
 
 def _check(options: argparse.Namespace) -> None:
-    from pymic_vf.host.agents import VolumeFusionAgent
-    from pymic_vf.host.checks import check_supervised
+    from pymic_vf.host.agents import pretraining_agent
+    from pymic_vf.host.checks import check_network, check_supervised, is_supervised, method_name_of
 
     config = read_config(options.cfg)
-    if config["dataset"].get("supervise_type") == "self_sup":
-        VolumeFusionAgent(config).create_dataset()
-    else:
+    if method_name_of(config):
+        pretraining_agent(config).create_dataset()
+    elif is_supervised(config):
         for stage, section in (("train", "training"), ("test", "testing")):
             if section in config:
                 check_supervised(config, stage)
+    else:
+        check_network(config)
+        print("the keys of PyMIC's own methods are PyMIC's to check")
     print(f"{options.cfg}: nothing wrong found")
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from pymic_vf.data.prepare import prepare
-    from pymic_vf.host.agents import VolumeFusionAgent
+    from pymic_vf.host.agents import pretraining_agent
 
-    agent = VolumeFusionAgent(read_config(options.cfg))
+    agent = pretraining_agent(read_pretraining(options.cfg))
     stages = ("train", "valid") if agent.plan.valid_scans is not None else ("train",)
-    samples = [agent.get_stage_dataset_from_config(stage) for stage in stages]
-    report = prepare([(each.reader, each.set_aside) for each in samples], options.jobs)
+    report = prepare([agent.get_stage_dataset_from_config(stage) for stage in stages], options.jobs)
     print(report)
     if report.too_many:
         raise UserError("too many scans cannot be used, see above")
+
+
+def _keys(options: argparse.Namespace) -> None:
+    from pymic_vf.host.config_keys import key_tables
+    from pymic_vf.keys import text_table
+
+    for name in [options.name] if options.name else KEY_TABLES:
+        for title, keys in key_tables(name).items():
+            print(f"{title}\n\n{text_table(keys)}\n")

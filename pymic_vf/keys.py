@@ -47,8 +47,10 @@ def whole(least: int, most: int | None = None) -> Kind:
 
 
 def number(least: float = float("-inf"), most: float = float("inf"), below: bool = False) -> Kind:
-    """A finite number in [least, most], or in [least, most) with `below`; without limits any finite number."""
-    limits = f" from {least:g} to {'below ' if below else ''}{most:g}" if least > float("-inf") else ""
+    """A finite number in [least, most], or in [least, most) with `below`."""
+    limits = f" from {least:g} to {'below ' if below else ''}{most:g}"
+    if most == float("inf"):
+        limits = f" of at least {least:g}" if least > float("-inf") else ""
 
     def fits(value: Any) -> bool:
         if not (_is_int(value) or isinstance(value, float)) or abs(value) == float("inf"):
@@ -73,6 +75,16 @@ def one_of(*choices: Any) -> Kind:
         return did_you_mean(value, choices) if isinstance(value, str) else ""
 
     return Kind(f"one of {', '.join(map(str, choices))}", fits, hint=hint)
+
+
+def name_of(*choices: str) -> Kind:
+    """One of some names that PyMIC compares without case."""
+    by_lower = {choice.lower() for choice in choices}
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, str) and value.lower() in by_lower
+
+    return Kind(f"one of {', '.join(choices)}", fits, hint=lambda value: did_you_mean(value, choices))
 
 
 def path(what: str) -> Kind:
@@ -219,6 +231,15 @@ def misspelt(section: Section, keys: Sequence[Key]) -> None:
                 f"[{section.name}] {name}: there is no such key{closest}; it would be ignored, "
                 f"got {section.values[name]!r}"
             )
+
+
+def text_table(keys: Iterable[Key]) -> str:
+    """The rows as a terminal shows them."""
+    lines = []
+    for key in keys:
+        start = "(required)" if key.required else "" if key.default is None else f"= {_as_written(key.default)}"
+        lines += [f"  {key.name} {start}".rstrip(), f"      {key.meaning}; {key.kind.rule}"]
+    return "\n".join(lines)
 
 
 def markdown_table(keys: Iterable[Key]) -> str:

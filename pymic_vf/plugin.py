@@ -5,8 +5,8 @@ import: ours is :func:`autoload`. It puts post-import hooks on a handful of PyMI
 or of the rest of this package is imported before PyMIC itself is.
 
 The import of torch may itself be caused by a hooked module, which then stands in ``sys.modules`` half made. So every
-hook runs the whole table below, each row once, as soon as the row's module has what it needs; a module in the making is
-watched until it is made; and the modules that use the registries are hooked too.
+hook runs the whole table below, each row once, as soon as the row's module has what it needs, and the modules that use
+the registries are hooked too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from pymic_vf.methods import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ class Repair:
 
 REGISTRATIONS = (
     Registration("pymic.net.net_dict_seg", "SegNetDict", "PCTNet", "pymic_vf.networks.pct_net:PCTNet"),
-    Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.host.transforms:VolumeFusion"),
-    Registration("pymic.net_run.self_sup", "SelfSupMethodDict", "VF", "pymic_vf.host.agents:VolumeFusionAgent"),
+    Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.host.transforms:VolumeFusionTransform"),
+    *(
+        Registration("pymic.net_run.self_sup", "SelfSupMethodDict", name, "pymic_vf.host.agents:pretraining_agent")
+        for name in METHODS
+    ),
 )
 # The agents that name "cuda:N" literally and load and save checkpoints, each with what its module defines last:
 # a module that has it is complete.
@@ -83,7 +87,7 @@ REPAIRS = (
     *(Repair(*agent, "use_available_device") for agent in AGENTS),
     *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_the_leader_write"),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
@@ -91,12 +95,10 @@ REPAIRS = (
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "explain_lack_of_memory"),
     Repair("pymic.util.parse_config", "parse_value_from_string", "parse_every_float"),
-    # the commands are half made when torch, which they import, calls us, and need nothing but to have been started
+    # the commands are half made when torch, which they import, calls us
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),
     Repair("pymic.net_run.predict", "sys", "show_user_errors_plainly"),
-    Repair("pymic.net_run.train", "main", "let_the_leader_log"),
-    Repair("pymic.net_run.train", "main", "explain_missing_keys"),
-    Repair("pymic.net_run.predict", "main", "explain_missing_keys"),
+    Repair("pymic.net_run.train", "wrtie_config", "let_rank_zero_log"),
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")
@@ -120,7 +122,6 @@ def register() -> None:
     hosts = [row.module for row in (*REGISTRATIONS, *REPAIRS)]
     ours = [row.implementation.split(":")[0] for row in REGISTRATIONS]  # whose import may be what imports PyMIC
     for module in dict.fromkeys((*hosts, *USERS, *ours)):
-        _watch(module)
         when_imported(module)(_apply_what_is_ready)
 
 
@@ -142,25 +143,6 @@ def _apply_what_is_ready(_imported: ModuleType | None = None) -> None:
             row.apply(host)
         except Exception as error:
             warnings.warn(f"pymic_vf: {row} failed and is left out: {error!r}", stacklevel=2)
-
-
-class _SpecInTheMaking(ModuleSpec):
-    """The spec of a module whose import was under way when the hooks were made, which no hook hears of when it ends.
-
-    The import system notes the end on the spec; where a later Python does not, only such a module's row is late.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        if name == "_initializing" and not value:
-            self.__class__ = ModuleSpec
-            _apply_what_is_ready()
-
-
-def _watch(module: str) -> None:
-    spec = getattr(sys.modules.get(module), "__spec__", None)
-    if type(spec) is ModuleSpec and getattr(spec, "_initializing", False):
-        spec.__class__ = _SpecInTheMaking
 
 
 def _load(implementation: str) -> Callable:

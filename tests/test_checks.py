@@ -10,7 +10,8 @@ import pytest
 
 import pymic_vf
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.checks import check_pretraining, check_supervised
+from pymic_vf.host.agents import pretraining_agent
+from pymic_vf.host.checks import check_network, check_pretraining, check_supervised, is_supervised, method_name_of
 
 from conftest import finetuning, make_scan, parsed, pretraining, write_volume
 
@@ -19,7 +20,7 @@ pymic_vf.register()
 PRETRAINING_MISTAKES = [
     ({"dataset": {"VF_patchnumber": [1, 2]}}, "vf_patchnumber: there is no such key (did you mean VF_patch_number?)"),
     ({"dataset": {"VF_foreground_classes": 0}}, "VF_foreground_classes must be a whole number of at least 1"),
-    ({"dataset": {"VF_foreground_classes": 2}}, "class_num must be VF_foreground_classes + 1 = 3, got 5"),
+    ({"dataset": {"VF_foreground_classes": 2}}, "class_num must be 3 for Volume Fusion (0/2, 1/2, 2/2), got 5"),
     (
         {"dataset": {"VF_patch_number": [5, 2]}},
         "VF_patch_number must be [fewest, most] with fewest <= most, got [5, 2]",
@@ -30,14 +31,14 @@ PRETRAINING_MISTAKES = [
     ),
     (
         {"dataset": {"VF_patch_size_max": [8, 33, 16]}},
-        "VF_patch_size_max must not exceed VF_crop_size = [16, 32, 32] (height)",
+        "VF_patch_size_max must not exceed crop_size = [16, 32, 32] (height)",
     ),
     (
         {"dataset": {"VF_crop_size": [16, 32]}},
         "VF_crop_size must be a list of 3 whole numbers of at least 1, got [16, 32]",
     ),
     ({"dataset": {"train_transform": ["LabelToProbability"]}}, "train_transform must have VF exactly once"),
-    ({"dataset": {"train_transform": ["LabelToProbability", "VF"]}}, "must have VF before LabelToProbability"),
+    ({"dataset": {"train_transform": ["LabelToProbability", "VF"]}}, "must have LabelToProbability exactly once, after VF"),
     (
         {"dataset": {"volume_transform": ["Rescal"]}},
         "volume_transform: there is no transform Rescal (did you mean Rescale?)",
@@ -45,18 +46,18 @@ PRETRAINING_MISTAKES = [
     ({"dataset": {"volume_transform": ["Rescale"]}}, "rescale_output_size is missing: the transform Rescale needs it"),
     ({"dataset": {"train_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
     ({"dataset": {"train_dir": "gone"}}, "train_dir = gone: there is no such folder"),
-    ({"dataset": {"train_batch_size": None}}, "train_batch_size must be a whole number of at least 1, got None"),
+    ({"dataset": {"train_batch_size": None}}, "train_batch_size is missing"),
     ({"network": {"net_type": "PCTnet"}}, "there is no net_type PCTnet (did you mean PCTNet?)"),
     ({"network": {"num_heads": [3, 4, 8]}}, "num_heads"),
     ({"network": {"multiscale_pred": False}}, "multiscale_pred must be True where [training] deep_supervise = True"),
-    ({"training": {"learning_rate": "fast"}}, "learning_rate must be a number, got 'fast'"),
+    ({"training": {"learning_rate": "fast"}}, "learning_rate must be a number of at least 0, got 'fast'"),
     ({"training": {"iter_valid": 3}}, "iter_max must be a multiple of iter_valid = 3"),
     (
         {"training": {"iter_max": 6, "iter_save": 4}},
         "iter_save must be a multiple of iter_valid = 1 that divides iter_max = 6",
     ),
     ({"training": {"early_stop_patience": 100}}, "early_stop_patience needs [dataset] valid_csv"),
-    ({"training": {"gpus": 0}}, "gpus must be a list of device numbers, such as [0], got 0"),
+    ({"training": {"gpus": 0}}, "gpus must be a list of whole numbers of at least 0, got 0"),
     ({"training": {"lr_scheduler": "None"}}, "lr_scheduler is missing: PyMIC needs one"),
     *(
         (
@@ -73,6 +74,16 @@ PRETRAINING_MISTAKES = [
     ({"training": {"ckpt_dir": 5}}, "[training] ckpt_dir must be the name of a folder (./5 where that is its name)"),
     ({"training": {"VF_cache_dir": "a"}}, "[training] VF_cache_dir belongs in [dataset] and would be ignored here"),
     ({"dataset": {"VFcache_dir": "a"}}, "vfcache_dir: there is no such key (did you mean VF_cache_dir?)"),
+    ({"dataset": {"cache_dri": "a"}}, "cache_dri: there is no such key (did you mean cache_dir?)"),
+    ({"dataset": {"MIM_mask_ratoi": 0.5}}, "mim_mask_ratoi: there is no such key (did you mean MIM_mask_ratio?)"),
+    ({"dataset": {"cache_dir": 3}}, "cache_dir must be the name of a folder (./3 where that is its name), got 3"),
+    ({"dataset": {"cache_dir": "~nobody_of_that_name/x"}}, "cache_dir must not begin with ~ and the name of a user"),
+    ({"dataset": {"VF_cache_max_gib": 3}}, "VF_cache_max_gib needs cache_dir, got 3"),
+    ({"dataset": {"VF_cache_dir": ["a"], "cache_max_gib": 3}}, "VF_cache_dir must be the name of a folder, got ['a']"),
+    ({"dataset": {"max_bad_fraction": "5%"}}, "max_bad_fraction must be a number from 0 to 1, got '5%'"),
+    ({"training": {"loss_type": ["DiceLos"], "loss_weight": [1]}}, "no loss DiceLos (did you mean DiceLoss?)"),
+    ({"training": {"loss_weight": [1]}}, "loss_weight must have a weight for each loss of loss_type"),
+    ({"training": {"optimizer": "Adma"}}, "optimizer must be one of Adam, SGD"),
     ({"testing": {"sliding_window_inferer": "fats"}}, "must be one of stock, fast (did you mean fast?), got 'fats'"),
     (
         {
@@ -97,7 +108,65 @@ def test_a_right_config_passes(scans: Path, tmp_path: Path):
     assert len(plan.train_scans) == 4
     check_pretraining(parsed(tmp_path / "b.cfg", pretraining(scans, tmp_path, training={"random_seed": 2**32 - 1})))
     assert plan.valid_scans is None
-    assert plan.train.fusion.patch_size_max == (8, 16, 16)
+    assert plan.crop_size == (16, 32, 32) and plan.method.settings.patch_size_max == (8, 16, 16)
+
+
+def test_a_home_folder_is_what_it_is_to_a_shell(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, dataset={"VF_cache_dir": "~/x"}))
+    assert check_pretraining(config).dataset["cache_dir"] == tmp_path / "x"
+
+
+MIM = {
+    "dataset": {"task_type": "rec", "train_transform": None, "MIM_block_size": [4, 8, 8]},
+    "self_supervised_learning": {"method_name": "MIM"},
+    "network": {"class_num": 1},
+    "training": {"loss_type": "MAELoss", "loss_weight": None, "deep_supervise": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {"class_num": 5}}, "class_num must be 1 for Masked image modelling (channel 0), got 5"),
+        ({"dataset": {"MIM_mask_ratio": 0.001}}, "MIM_mask_ratio = 0.001 must hide at least one and leave one"),
+        ({"dataset": {"MIM_preset": "paper"}}, "MIM_preset must be one of original, pymic, got 'paper'"),
+        ({"dataset": {"train_transform": ["MIM", "RandomFlip"]}}, "train_transform must end with MIM"),
+        ({"dataset": {"train_transform": ["VF"]}}, "train_transform must have MIM exactly once"),
+        ({"training": {"loss_type": "MSELoss"}}, "loss_type must be MAELoss, the one that weights voxels"),
+        ({"training": {"loss_type": "DiceLoss"}}, "there is no loss DiceLoss"),
+        ({"training": {"loss_type": ["MAELoss"], "loss_weight": [1]}}, "loss_type must be one name"),
+        ({"training": {"deep_supervise": True}}, "deep_supervise must not be True"),
+        ({"training": {"loss_acti_func": "softmax"}}, "loss_acti_func must be None, tanh or sigmoid"),
+    ],
+)
+def test_mistakes_of_a_reconstruction(scans: Path, tmp_path: Path, change: dict, message: str):
+    changes = {name: {**MIM.get(name, {}), **change.get(name, {})} for name in {*MIM, *change}}
+    flip = {f"RandomFlip_flip_{axis}": False for axis in ("depth", "height", "width")}
+    changes["dataset"] = {**flip, **changes["dataset"]}
+    with pytest.raises(ConfigError) as caught:
+        check_pretraining(parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, **changes)))
+    assert len(caught.value.mistakes) == 1, caught.value
+    assert message in caught.value.mistakes[0]
+
+
+def test_a_reconstruction_of_one_scan_is_enough(scans: Path, tmp_path: Path):
+    (tmp_path / "one.csv").write_text("image\nscan_0.nii.gz\n")
+    changes = {**MIM, "dataset": {**MIM["dataset"], "train_csv": tmp_path / "one.csv"}}
+    plan = check_pretraining(parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, **changes)))
+    assert len(plan.train_scans) == 1 and plan.train.before == plan.train.after == ()
+    fusion = pretraining(scans, tmp_path, dataset={"train_csv": tmp_path / "one.csv"})
+    with pytest.raises(ConfigError, match="a sample needs 2 different scans, this file has 1"):
+        check_pretraining(parsed(tmp_path / "b.cfg", fusion))
+
+
+@pytest.mark.parametrize("method", ["ModelGenesis", "PatchSwapping", "VolumeFusion"])
+def test_methods_of_pymic_are_not_ours_to_check(scans: Path, tmp_path: Path, method: str):
+    config = parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, self_supervised_learning={"method_name": method}))
+    assert method_name_of(config) is None and not is_supervised(config)
+    check_network(config)
+    with pytest.raises(ConfigError, match="window_sizes"):
+        check_network({"network": {**config["network"], "window_sizes": 5}})
 
 
 @pytest.mark.parametrize(
@@ -212,10 +281,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def agent_fails(folder: Path, message: str) -> None:
-    from pymic_vf.host.agents import VolumeFusionAgent
-
     with pytest.raises(UserError, match=message):
-        VolumeFusionAgent(parsed(folder / "a.cfg", pretraining(folder, folder))).create_dataset()
+        pretraining_agent(parsed(folder / "a.cfg", pretraining(folder, folder))).create_dataset()
 
 
 def test_a_damaged_scan_is_named_before_training(folder: Path):
@@ -240,10 +307,8 @@ def test_a_scan_with_two_channels_is_named_before_training(folder: Path):
 
 
 def test_transforms_that_fail_are_named_before_training(scans: Path, tmp_path: Path):
-    from pymic_vf.host.agents import VolumeFusionAgent
-
     # RandomCrop asks for a larger crop than there is
     change = {"train_transform": ["RandomCrop", "VF", "LabelToProbability"], "RandomCrop_output_size": [99, 99, 99]}
     config = parsed(tmp_path / "a.cfg", pretraining(scans, tmp_path, dataset=change))
-    with pytest.raises(UserError, match=r"train_transform|VF_crop_size"):
-        VolumeFusionAgent(config).create_dataset()
+    with pytest.raises(UserError, match=r"train_transform|crop_size"):
+        pretraining_agent(config).create_dataset()

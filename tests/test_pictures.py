@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pymic_vf.demo import pictures
-from pymic_vf.demo.pictures import ORGAN_COLOURS, dice_per_class, draw_fusion, draw_overlays
-from pymic_vf.methods.volume_fusion import FusionSettings, draw_patches, fuse, paint_labels
+from pymic_vf.demo.pictures import ORGAN_COLOURS, dice_per_class, draw_overlays, draw_sample
+from pymic_vf.methods.method import Panel
+from pymic_vf.methods.volume_fusion import VolumeFusion
 
 SHAPE = (12, 20, 24)
 
@@ -34,29 +35,36 @@ def share_of(file, colour, tolerance=0.02):
 
 
 @pytest.fixture
-def fused():
+def fusion():
+    """The panels of a fused sample, and its label."""
     rng = np.random.default_rng(0)
-    background, foreground = rng.normal(size=(2, 1, *SHAPE)).astype(np.float32)
-    settings = FusionSettings(4, (10, 20), (2, 4, 4), (6, 10, 10))
-    label = paint_labels(draw_patches(rng, SHAPE, settings), SHAPE)
-    image = fuse(background, foreground, label, 4)
-    return {
-        "background": background[0],
-        "foreground": foreground[0],
-        "coefficients": label / 4,
-        "fused": image[0],
-        "label": label,
-    }
+    crops = list(rng.normal(size=(2, 1, *SHAPE)).astype(np.float32))
+    values = (4, (10, 20), (2, 4, 4), (6, 10, 10))
+    method = VolumeFusion({key.name: value for key, value in zip(VolumeFusion.keys, values, strict=True)})
+    sample = method.sample(crops, rng)
+    return method.panels(crops, sample), sample["label"][0]
 
 
-def test_fusion_shows_every_coefficient_in_its_colour(fused, tmp_path):
-    draw_fusion(**fused, classes=4, path=tmp_path / "fused.png")
-    place = pictures._busiest(fused["label"], pictures.AXIAL)
-    shown = np.bincount(fused["label"][place].ravel(), minlength=5) > 0
+NAMES = ["0/4", "1/4", "2/4", "3/4", "4/4"]
+
+
+def test_a_sample_shows_every_class_in_its_colour(fusion, tmp_path):
+    panels, label = fusion
+    draw_sample(panels, NAMES, tmp_path / "fused.png", "Volume Fusion")
+    index = pictures._busiest(label, pictures.AXIAL)
+    shown = np.bincount(label[index].ravel(), minlength=5) > 0
     assert shown.sum() > 2
     for k, colour in enumerate(colormaps["viridis"](np.linspace(0, 1, 5))):
         # the swatch in the legend is a thousandth of the picture at most, the map a tenth
         assert share_of(tmp_path / "fused.png", colour) > (0.001 if shown[k] else 0.0002)
+
+
+def test_a_sample_without_labels_is_drawn_where_there_is_most_to_see(tmp_path):
+    image = np.zeros(SHAPE, np.float32)
+    image[7, ::2] = 1
+    assert pictures._busiest(image, pictures.AXIAL) == 7
+    draw_sample([Panel("crop", image=image), Panel("again", image=image)], [], tmp_path / "a.png", "crops")
+    assert share_of(tmp_path / "a.png", (1, 1, 1)) > 0.1
 
 
 def test_overlays_show_every_structure_in_its_colour(tmp_path):
@@ -116,15 +124,15 @@ def test_dice():
     assert dice_per_class(truth, np.zeros_like(truth), 1)[0] == 0
 
 
-def test_shapes_that_differ_are_named(fused, tmp_path):
+def test_shapes_that_differ_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"one shape, got .*'truth': \(12, 20, 23\)"):
         draw_overlays(np.zeros(SHAPE), np.zeros(SHAPE)[..., 1:], {}, [], tmp_path / "x.png")
     with pytest.raises(ValueError, match="one shape"):
-        draw_fusion(**{**fused, "label": fused["label"][None]}, classes=4, path=tmp_path / "x.png")
+        draw_sample([Panel("a", image=np.zeros(SHAPE)), Panel("b", image=np.zeros((2, 3, 4)))], [], tmp_path / "x.png", "")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_crash_leaves_the_old_picture(fused, tmp_path, monkeypatch):
+def test_a_crash_leaves_the_old_picture(fusion, tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     path.write_bytes(b"the old one")
 
@@ -134,7 +142,7 @@ def test_a_crash_leaves_the_old_picture(fused, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", half_written)
     with pytest.raises(OSError, match="disk full"):
-        draw_fusion(**fused, classes=4, path=path)
+        draw_sample(fusion[0], NAMES, path, "Volume Fusion")
     assert path.read_bytes() == b"the old one"
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
 

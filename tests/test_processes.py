@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-
-from pymic_vf.data.loader import SampleNumbers
 
 from conftest import merged, pretraining, write_cfg
 
@@ -29,7 +26,7 @@ TOLERANCE = 1e-9
 
 
 def config(scans: Path, folder: Path, **changes):
-    validated = {"valid_csv": scans / "pretrain.csv", "VF_valid_samples": 3}
+    validated = {"valid_csv": scans / "pretrain.csv", "valid_samples": 3}
     base = pretraining(scans, folder, **merged(DOUBLE, changes))
     base["training"]["ckpt_dir"] = folder / "run"
     return merged(base, {"dataset": validated})
@@ -87,7 +84,7 @@ def test_a_checkpoint_of_two_goes_on_in_one(run, scans, trained, tmp_path):
     assert differences(*(tmp_path / name / "run" / "run_4.pt" for name in ("one", "two"))) < TOLERANCE
 
 
-def test_a_mistake_is_told_once(run, scans, tmp_path):
+def test_a_mistake_is_reported_once(run, scans, tmp_path):
     cfg = config(scans, tmp_path, dataset={"train_batch_size": 3}, training={"iter_valid": 0})
     done = run(*TORCHRUN, write_cfg(tmp_path / "vf.cfg", cfg), status=1)
     rule = "[dataset] train_batch_size must be a multiple of the 2 processes, which share each batch, got 3"
@@ -101,7 +98,7 @@ def test_bad_scans_of_all_processes_are_written_down_once(run, scans, tmp_path):
     rows = pd.read_csv(scans / "pretrain.csv")
     broken = (volumes / rows.image[3]).read_bytes()
     (volumes / rows.image[3]).write_bytes(broken[: len(broken) // 2])
-    dataset = {"train_dir": volumes, "VF_max_bad_fraction": 0.5, "num_worker": 0}
+    dataset = {"train_dir": volumes, "max_bad_fraction": 0.5, "num_worker": 0}
     cfg = merged(config(scans, tmp_path, dataset=dataset), {"dataset": {"valid_csv": None}})
     run(*TORCHRUN, write_cfg(tmp_path / "vf.cfg", cfg))
     written = pd.read_csv(tmp_path / "run" / "unusable_scans.csv")
@@ -112,15 +109,3 @@ def test_batch_norm_of_all_compiles_without_a_break(run):
     script = Path(__file__).with_name("compiled_batch_norm.py")
     done = run("torchrun", "--standalone", "--nproc_per_node=2", script)
     assert done.stdout.count("equal") == 2
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_share_the_stream(processes):
-    share, start = 2, 6
-    parts = [iter(SampleNumbers(start, part=(rank, processes, share))) for rank in range(processes)]
-    batches = [[next(part) for _ in range(share)] for _ in range(3) for part in parts]
-    assert list(itertools.chain(*batches)) == list(range(start, start + 3 * share * processes))
-
-
-def test_numbers_that_end():
-    assert list(SampleNumbers(4, count=3)) == [4, 5, 6]

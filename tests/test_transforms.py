@@ -7,7 +7,7 @@ import pytest
 from pymic import TaskType
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.host.transforms import VolumeFusion
+from pymic_vf.host.transforms import VolumeFusionTransform
 
 PARAMS = {
     "task": TaskType.SEGMENTATION,
@@ -26,7 +26,7 @@ def make_sample(seed: int = 0) -> dict[str, np.ndarray]:
 
 def test_sample_is_replaced_by_fused_one():
     before = make_sample()
-    sample = VolumeFusion(PARAMS)(dict(before))
+    sample = VolumeFusionTransform(PARAMS)(dict(before))
     assert "image_foreground" not in sample
     image, label = sample["image"], sample["label"]
     assert image.dtype == np.float32 and image.shape == (1, 8, 10, 12)
@@ -37,7 +37,7 @@ def test_sample_is_replaced_by_fused_one():
 
 
 def test_drawn_patches_stay_with_the_sample():
-    sample = VolumeFusion(PARAMS)(make_sample())
+    sample = VolumeFusionTransform(PARAMS)(make_sample())
     label = np.zeros((8, 10, 12), np.uint8)
     patches = json.loads(sample["VF_Param"])
     assert len(patches) == 4
@@ -49,7 +49,7 @@ def test_drawn_patches_stay_with_the_sample():
 def test_numpy_seed_decides():
     def fused(seed: int) -> np.ndarray:
         np.random.seed(seed)
-        return VolumeFusion(PARAMS)(make_sample())["label"]
+        return VolumeFusionTransform(PARAMS)(make_sample())["label"]
 
     assert np.array_equal(fused(1), fused(1))
     assert not np.array_equal(fused(1), fused(2))
@@ -57,7 +57,7 @@ def test_numpy_seed_decides():
 
 def test_wrong_values_are_all_named():
     with pytest.raises(ConfigError) as caught:
-        VolumeFusion({**PARAMS, "vf_patch_number": [5, 2], "vf_patch_size_max": [9, 5, 6]})
+        VolumeFusionTransform({**PARAMS, "vf_patch_number": [5, 2], "vf_patch_size_max": [9, 5, 6]})
     assert len(caught.value.mistakes) == 2
     assert "VF_patch_number must be [fewest, most]" in str(caught.value)
-    assert "VF_patch_size_max must not exceed VF_crop_size = [8, 10, 12] (depth), got [9, 5, 6]" in str(caught.value)
+    assert "VF_patch_size_max must not exceed crop_size = [8, 10, 12] (depth), got [9, 5, 6]" in str(caught.value)

@@ -76,5 +76,5 @@ def test_fixed_ranges_leave_nothing_to_chance():
 
 
 def test_patches_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\[40, 80, 80\] voxels do not fit a sub-volume of \[64, 64, 64\]"):
+    with pytest.raises(ValueError, match=r"\[40, 80, 80\] voxels do not fit a crop of \[64, 64, 64\]"):
         draw_patches(np.random.default_rng(0), (64, 64, 64), PAPER)

@@ -35,7 +35,9 @@ class ScanList:
         return [self.root / os.fsdecode(name) for name in self._names[index]]
 
 
-def read_scan_list(csv: str | os.PathLike, root: str | os.PathLike, modalities: int, mistakes: list[str]) -> ScanList:
+def read_scan_list(
+    csv: str | os.PathLike, root: str | os.PathLike, modalities: int, mistakes: list[str], needed: int = 1
+) -> ScanList:
     """Read the csv of a pretraining set: the column ``image``, or the first `modalities` columns.
 
     Args:
@@ -43,7 +45,8 @@ def read_scan_list(csv: str | os.PathLike, root: str | os.PathLike, modalities: 
         root: [dataset] train_dir, the folder that the names are relative to.
         modalities: [dataset] modal_num, the number of image files of a scan.
         mistakes: filled with what is wrong: no such csv or folder, no column ``image``, an empty cell, a missing file
-            (with its line), fewer than two scans. The list returned is then not for use.
+            (with its line), fewer than `needed` scans. The list returned is then not for use.
+        needed: how many different scans a sample takes.
     """
     csv, root = Path(csv), Path(root)
     nothing = ScanList(root, np.empty((0, modalities), "S1"))
@@ -59,11 +62,11 @@ def read_scan_list(csv: str | os.PathLike, root: str | os.PathLike, modalities: 
         return nothing
     table = table[["image"] if modalities == 1 else columns[:modalities]]
     complete = table.dropna()
-    scans = complete[~_places(complete, root).duplicated()]
+    scans = complete[~_full_paths(complete, root).duplicated()]
     if len(scans) < len(complete):
         log.warning("%s: %d rows repeat a scan and count once", csv, len(complete) - len(scans))
-    if len(complete) == len(table) and len(scans) < 2:
-        mistakes.append(f"{csv}: Volume Fusion needs at least two different scans, this file has {len(scans)}")
+    if len(complete) == len(table) and len(scans) < needed:
+        mistakes.append(f"{csv}: a sample needs {needed} different scans, this file has {len(scans)}")
     check_files(csv, root, table, mistakes)
     return ScanList(root, np.array([[os.fsencode(name) for name in row] for row in scans.to_numpy()], ndmin=2))
 
@@ -83,8 +86,8 @@ def read_table(csv: Path, mistakes: list[str]) -> pd.DataFrame | None:
     return table.dropna(how="all")
 
 
-def _places(names: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Where the files are, each place written in one way: a name may be ./a or a, or absolute."""
+def _full_paths(names: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The files, each written in one way: a name may be ./a or a, or absolute."""
     folder = root.absolute()
     return names.apply(lambda column: column.map(lambda name: os.path.normpath(folder / name)))
 
@@ -104,7 +107,7 @@ def check_files(csv: Path, root: Path, table: pd.DataFrame, mistakes: list[str])
         for name in names:
             folder, file = os.path.split(os.path.normpath(root / name))
             if folder not in listed:
-                listed[folder] = _names_in(folder)
+                listed[folder] = _file_names(folder)
             if file not in listed[folder]:
                 missing.append(f"{root / name} (line {line})")
     mistakes.extend(_listed(csv, "names files that do not exist", missing))
@@ -118,7 +121,7 @@ def _wrong_columns(columns: list[str], modalities: int) -> str:
     return ""
 
 
-def _names_in(folder: str) -> set[str]:
+def _file_names(folder: str) -> set[str]:
     if not Path(folder).is_dir():
         return set()
     with os.scandir(folder) as entries:

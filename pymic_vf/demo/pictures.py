@@ -1,4 +1,4 @@
-"""Two pictures: a fused sample as in Fig. 2 of MIS-FM, and segmentations beside the truth as in its Fig. 6.
+"""Two pictures: a training sample as in Fig. 2 of MIS-FM, and segmentations beside the truth as in its Fig. 6.
 
 Drawn with matplotlib's objects and never through pyplot, so nothing of the caller's figures or backend is touched.
 """
@@ -17,6 +17,7 @@ from matplotlib.patches import Patch as Swatch
 from scipy import ndimage
 
 from pymic_vf.files import whole_file
+from pymic_vf.methods.method import Panel
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the two that vanish on grey
 ORGAN_COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73", "#CC79A7")
@@ -26,55 +27,43 @@ DPI = 150
 AXIAL, CORONAL = 0, 1  # the axis that a view cuts across
 
 
-def draw_fusion(
-    background: np.ndarray,
-    foreground: np.ndarray,
-    coefficients: np.ndarray,
-    fused: np.ndarray,
-    label: np.ndarray,
-    classes: int,
-    path: str | Path,
-    title: str = "Volume Fusion",
-) -> None:
-    """One fused sample: background, foreground, coefficient map, fused image and label, in two views.
+def draw_sample(panels: Sequence[Panel], class_names: Sequence[str], path: str | Path, title: str) -> None:
+    """One training sample, a column for each panel, in an axial and a coronal slice.
 
-    The slices are those where the patches meet most often.
+    The slices are those with the longest borders between the classes, or where there are none with the most contrast.
 
     Args:
-        background: I_b, [D, H, W].
-        foreground: I_f, [D, H, W].
-        coefficients: alpha, [D, H, W] in {0, 1/K, ..., 1}.
-        fused: X, [D, H, W].
-        label: y, [D, H, W] in 0..K.
-        classes: K.
+        panels: of one shape [D, H, W].
+        class_names: of the classes of the panels' labels, from 0; empty where no panel has a label.
         path: of the PNG.
         title: above all.
 
     Raises:
-        ValueError: the arrays are not of one shape.
+        ValueError: the volumes are not of one shape.
     """
-    _check_shapes(background=background, foreground=foreground, coefficients=coefficients, fused=fused, label=label)
-    colours = ListedColormap(colormaps["viridis"](np.linspace(0, 1, classes + 1)))
-    norm = BoundaryNorm(np.arange(classes + 2) - 0.5, classes + 1)
-    window = np.percentile(np.stack([background, foreground]), (0.5, 99.5))
-    figure, panels = _panels(label.shape, (1, 1, 1), 5, top=0.85, bottom=0.45)
+    images = [panel.image for panel in panels if panel.image is not None]
+    labels = [panel.label for panel in panels if panel.label is not None]
+    _check_shapes(**{str(number): volume for number, volume in enumerate([*images, *labels])})
+    colours = ListedColormap(colormaps["viridis"](np.linspace(0, 1, max(len(class_names), 2))))
+    norm = BoundaryNorm(np.arange(colours.N + 1) - 0.5, colours.N)
+    window = np.percentile(np.stack(images), (0.5, 99.5))
+    figure, columns = _panels(images[0].shape, (1, 1, 1), len(panels), top=0.85, bottom=0.45)
     figure.suptitle(title, x=0.01, y=0.985, ha="left", fontsize=13, color=INK, weight="bold")
-    heads = ("background", "foreground", "fusion coefficients", "fused image", "label to predict")
-    meanings = ("$I_b$", "$I_f$", r"$\alpha$", r"$X = \alpha I_f + (1 - \alpha) I_b$", r"$Y = K \alpha$")
-    for row, axis in zip(panels, (AXIAL, CORONAL), strict=True):
-        place = _busiest(label, axis)
-        views = [_view(volume, axis, place) for volume in (background, foreground, coefficients, fused, label)]
-        for panel, view in zip(row, [views[0], views[1], None, views[3], views[3]], strict=True):
-            if view is not None:
-                _grey(panel, view, window)
-        row[2].imshow(views[2] * classes, cmap=colours, norm=norm, interpolation="nearest", origin="upper")
-        row[4].imshow(views[4], cmap=colours, norm=norm, alpha=0.55, interpolation="nearest", origin="upper")
-        _name_view(row[0], axis, place)
-    for panel, head, meaning in zip(panels[0], heads, meanings, strict=True):
-        panel.set_title(f"{head}\n{meaning}", fontsize=10, color=INK)
-    swatches = [Swatch(facecolor=colours(k), edgecolor=PALE, linewidth=0.5) for k in range(classes + 1)]
-    texts = [rf"$\alpha$ = {_fraction(k, classes)}  (class {k})" for k in range(classes + 1)]
-    _legend(figure, swatches, texts)
+    for row, axis in zip(columns, (AXIAL, CORONAL), strict=True):
+        index = _busiest(labels[0] if labels else images[0], axis)
+        for axes, panel in zip(row, panels, strict=True):
+            if panel.image is not None:
+                _grey(axes, _view(panel.image, axis, index), window)
+            if panel.label is not None:
+                alpha = 1.0 if panel.image is None else 0.55
+                view = _view(panel.label, axis, index)
+                axes.imshow(view, cmap=colours, norm=norm, alpha=alpha, interpolation="nearest", origin="upper")
+        _name_view(row[0], axis, index)
+    for axes, panel in zip(columns[0], panels, strict=True):
+        axes.set_title(f"{panel.title}\n{panel.formula}", fontsize=10, color=INK)
+    if class_names:
+        swatches = [Swatch(facecolor=colours(k), edgecolor=PALE, linewidth=0.5) for k in range(len(class_names))]
+        _legend(figure, swatches, [f"{name}  (class {k})" for k, name in enumerate(class_names)])
     _save(figure, path)
 
 
@@ -105,13 +94,13 @@ def draw_overlays(
     window = _window_around(image, truth > 0)
     figure, panels = _panels(image.shape, spacing, 2 + len(segmentations), top=0.65, bottom=0.7)
     columns = {"image": np.zeros_like(truth), "ground truth": truth, **segmentations}
-    colours = [ORGAN_COLOURS[place % len(ORGAN_COLOURS)] for place in range(len(class_names))]
+    colours = [ORGAN_COLOURS[k % len(ORGAN_COLOURS)] for k in range(len(class_names))]
     for row, axis in zip(panels, (AXIAL, CORONAL), strict=True):
-        place = _fullest(truth, axis, len(class_names))
+        index = _fullest(truth, axis, len(class_names))
         for panel, labels in zip(row, columns.values(), strict=True):
-            _grey(panel, _view(image, axis, place), window, _aspect(spacing, axis))
-            _overlay(panel, _view(labels, axis, place), colours)
-        _name_view(row[0], axis, place)
+            _grey(panel, _view(image, axis, index), window, _aspect(spacing, axis))
+            _overlay(panel, _view(labels, axis, index), colours)
+        _name_view(row[0], axis, index)
     for column, (name, labels) in enumerate(columns.items()):
         panels[0][column].set_title(name, fontsize=11, color=INK, weight="bold", pad=20)
         if name in segmentations:
@@ -126,10 +115,10 @@ def draw_overlays(
 def dice_per_class(truth: np.ndarray, segmentation: np.ndarray, classes: int) -> np.ndarray:
     """Dice of the labels 1..classes, float [classes]; NaN for one that neither has."""
     scores = np.full(classes, np.nan)
-    for place in range(classes):
-        a, b = truth == place + 1, segmentation == place + 1
+    for k in range(classes):
+        a, b = truth == k + 1, segmentation == k + 1
         if a.any() or b.any():
-            scores[place] = 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+            scores[k] = 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
     return scores
 
 
@@ -139,20 +128,22 @@ def _check_shapes(**volumes: np.ndarray) -> None:
         raise ValueError(f"a picture needs volumes [D, H, W] of one shape, got {shapes}")
 
 
-def _view(volume: np.ndarray, axis: int, place: int) -> np.ndarray:
+def _view(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     """A slice as radiologists look at it: a coronal one has the head, which is at the last z, on top."""
-    return volume[place] if axis == AXIAL else volume[::-1, place]
+    return volume[index] if axis == AXIAL else volume[::-1, index]
 
 
 def _aspect(spacing: Sequence[float], axis: int) -> float:
     return spacing[1 if axis == AXIAL else 0] / spacing[2]
 
 
-def _busiest(label: np.ndarray, axis: int) -> int:
-    """The slice across `axis` with the longest borders between labels."""
-    across = np.moveaxis(label, axis, 0).astype(np.int16)
-    borders = [np.count_nonzero(np.diff(across, axis=other), axis=(1, 2)) for other in (1, 2)]
-    return int(np.argmax(sum(borders)))
+def _busiest(volume: np.ndarray, axis: int) -> int:
+    """The slice across `axis` with the longest borders between labels, or the largest differences of grey values."""
+    across = np.moveaxis(volume, axis, 0).astype(np.float32)
+    steps = [np.abs(np.diff(across, axis=other)) for other in (1, 2)]
+    if volume.dtype.kind == "u":
+        steps = [step > 0 for step in steps]
+    return int(np.argmax(sum(step.sum(axis=(1, 2)) for step in steps)))
 
 
 def _fullest(label: np.ndarray, axis: int, classes: int) -> int:
@@ -182,8 +173,8 @@ def _panels(
     axes = []
     for row, tall in enumerate(rows):
         base = bottom + (0 if row else rows[1] + gap)
-        places = [(left + column * (PANEL + gap), base, PANEL, tall) for column in range(columns)]
-        boxes = [np.array(place) / (size[0], size[1], size[0], size[1]) for place in places]
+        corners = [(left + column * (PANEL + gap), base, PANEL, tall) for column in range(columns)]
+        boxes = [np.array(corner) / (size[0], size[1], size[0], size[1]) for corner in corners]
         axes.append([_bare(figure.add_axes(tuple(box))) for box in boxes])
     return figure, axes
 
@@ -208,13 +199,13 @@ def _overlay(panel: Axes, labels: np.ndarray, colours: Sequence[str]) -> None:
             fill[mask] = to_rgba(colour, 0.35)
             panel.imshow(fill, aspect=panel.get_aspect(), interpolation="nearest")
             edged = np.pad(mask, 1).astype(float)  # so that a structure at the border gets its line there as well
-            places = [np.arange(-1, n + 1) for n in mask.shape]
-            panel.contour(places[1], places[0], edged, levels=[0.5], colors=[colour], linewidths=1.3)
+            axes = [np.arange(-1, n + 1) for n in mask.shape]
+            panel.contour(axes[1], axes[0], edged, levels=[0.5], colors=[colour], linewidths=1.3)
             panel.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
 
 
-def _name_view(panel: Axes, axis: int, place: int) -> None:
-    panel.set_ylabel(f"{'axial' if axis == AXIAL else 'coronal'}, slice {place}", fontsize=9, color=PALE)
+def _name_view(panel: Axes, axis: int, index: int) -> None:
+    panel.set_ylabel(f"{'axial' if axis == AXIAL else 'coronal'}, slice {index}", fontsize=9, color=PALE)
 
 
 def _above(panel: Axes, text: str) -> None:
@@ -224,14 +215,10 @@ def _above(panel: Axes, text: str) -> None:
 def _below(panel: Axes, texts: Sequence[str], colours: Sequence[str]) -> None:
     """Dice of the classes in a row, each with a bar of its colour; only the first few where there are many."""
     shown = min(len(texts), 4)
-    for place, (text, colour) in enumerate(zip(texts[:shown], colours, strict=False)):
-        x = (place + 0.5) / shown
+    for number, (text, colour) in enumerate(zip(texts[:shown], colours, strict=False)):
+        x = (number + 0.5) / shown
         panel.annotate(text, (x, 0), (0, -13), "axes fraction", "offset points", ha="center", fontsize=9, color=INK)
         panel.plot([x - 0.09, x + 0.09], [-0.012] * 2, color=colour, lw=3, transform=panel.transAxes, clip_on=False)
-
-
-def _fraction(k: int, classes: int) -> str:
-    return str(k // classes) if k % classes == 0 else f"{k}/{classes}"
 
 
 def _legend(figure: Figure, swatches: Sequence[Swatch], texts: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The Volume Fusion agent: PyMIC's segmentation training, fed with fused samples instead of labelled images.
+"""The pretraining agents: PyMIC's training of segmentations and reconstructions, fed with a method's samples.
 
 Only hooks are overridden; the loop, the loss, the checkpoints and the log are PyMIC's.
 """
@@ -12,115 +12,135 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pymic.net_run.agent_rec import ReconstructionAgent
 from pymic.net_run.agent_seg import SegmentationAgent
 from pymic.net_run.infer_func import Inferer
 from tqdm import tqdm
 
+from pymic_vf.data.bad_scans import FILE, BadScans
 from pymic_vf.data.cache_folder import GIB, CacheFolder
-from pymic_vf.data.first_look import check_scans
-from pymic_vf.data.loader import FusionLoader, SampleNumbers
-from pymic_vf.data.random_state import TRAIN, VALID
+from pymic_vf.data.cached_reader import CachedVolumeReader
+from pymic_vf.data.loader import SampleLoader, SampleNumbers
+from pymic_vf.data.samples import Samples, SampleTransforms
+from pymic_vf.data.scan_check import check_before_training
 from pymic_vf.data.scan_list import ScanList
-from pymic_vf.data.set_aside import FILE, SetAside
-from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
-from pymic_vf.data.volume_reader import VolumeReader, VolumeTransform, WholeVolumeReader
-from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.data.seeds import TRAIN, VALID
+from pymic_vf.data.volume_reader import VolumeReader, WholeVolumeReader
+from pymic_vf.data.volume_transform import VolumeTransform
+from pymic_vf.data.workers import killed_workers_explained
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.checks import PretrainingPlan, check_pretraining, fuse_transform, make_transform
-from pymic_vf.host.config import ONE_HOT, SampleSettings
-from pymic_vf.host.global_batch import spread, synchronise_batch_norm
+from pymic_vf.host.checks import ONE_HOT, TransformNames, check_pretraining, make_transform
+from pymic_vf.host.global_batch import distribute, synchronise_batch_norm
 from pymic_vf.host.processes import Processes
+from pymic_vf.methods import method_class
+from pymic_vf.methods.method import SEGMENTATION
 
 log = logging.getLogger(__name__)
-# A volume with a side of less than this share of the sub-volume's would be mostly mirror images of itself.
+# A volume with a side of less than this share of the crop's would be mostly mirror images of itself.
 SMALLEST_SHARE = 4
 
 
-class VolumeFusionAgent(SegmentationAgent):
-    """Pretrains a segmentation network by Volume Fusion: ``[self_supervised_learning] method_name = VF``.
+def pretraining_agent(config: dict[str, dict[str, Any]], stage: str = "train") -> Pretraining:
+    """The agent of the config's ``method_name``, as PyMIC's table of self-supervised methods asks for it.
 
     Args:
-        config: PyMIC's parsed config; the ``VF_`` keys are in [dataset].
+        config: PyMIC's parsed config.
         stage: ``train``; a pretrained network is tested after fine-tuning, by PyMIC's own agent.
 
     Raises:
         ConfigError: every mistake of the config together, before anything is built.
     """
+    method = method_class(config["self_supervised_learning"]["method_name"])
+    kind = SegmentationPretraining if method.task == SEGMENTATION else ReconstructionPretraining
+    return kind(config, stage)
+
+
+class Pretraining(SegmentationAgent):
+    """What pretraining adds to PyMIC's agents, whatever the method and its loss."""
 
     def __init__(self, config: dict[str, dict[str, Any]], stage: str = "train") -> None:
-        self.processes = Processes.meet()
-        with self.processes.leader_first():
-            self.plan: PretrainingPlan = check_pretraining(config, self.processes.count)
+        self.processes = Processes.from_environment()
+        with self.processes.rank_zero_first():
+            self.plan = check_pretraining(config, self.processes.count)
         if self.processes.count > 1:
             config["training"]["gpus"] = [self.processes.device_number(config["training"]["gpus"])]
-        config.setdefault("testing", {})  # PyMIC's validation looks into it
-        super().__init__(config, stage)
+        config.setdefault("testing", {})  # PyMIC's validation reads it
+        # not super(): all that ReconstructionAgent adds here is that class_num be 1, where we allow more channels
+        SegmentationAgent.__init__(self, config, stage)
 
-    def get_stage_dataset_from_config(self, stage: str) -> FusedSamples:
-        """The fused samples of ``train`` or ``valid``."""
+    # Samples
+
+    def get_stage_dataset_from_config(self, stage: str) -> Samples:
+        """The samples of ``train`` or ``valid``."""
         if stage == "train":
             return self._samples(self.plan.train, self.plan.train_scans, TRAIN, len(self.plan.train_scans))
-        return self._samples(self.plan.valid, self.plan.valid_scans, VALID, self.plan.valid_samples)
+        return self._samples(self.plan.valid, self.plan.valid_scans, VALID, self.plan.dataset["valid_samples"])
 
-    def _samples(self, settings: SampleSettings, scans: ScanList, stream: int, count: int) -> FusedSamples:
-        dataset = self.config["dataset"]
-
-        def made(names: tuple[str, ...]) -> list:
-            return [make_transform(name, dataset) for name in names]
-
-        smallest = [-(-side // SMALLEST_SHARE) for side in settings.crop_size]
-        transform = VolumeTransform(made(settings.volume_transform), self.config["network"]["in_chns"], smallest)
+    def _samples(self, names: TransformNames, scans: ScanList, stream: int, count: int) -> Samples:
         # the loader makes the one-hot label: until then it is one byte a voxel
-        after = settings.after[:-1] if settings.after[-1] == ONE_HOT else settings.after
-        steps = SampleTransforms(made(settings.before), fuse_transform(dataset), made(after))
-        report = Path(self.config["training"]["ckpt_dir"]) / FILE
-        set_aside = SetAside(scans, self.plan.reading.max_bad_fraction, report, self.processes.leads)
-        reader = self._reader(scans, transform)
-        return FusedSamples(reader, settings.crop_size, steps, self.random_seed, stream, count, set_aside)
+        after = names.after[:-1] if names.after[-1:] == (ONE_HOT,) else names.after
+        transforms = SampleTransforms(self._made(names.before), self._made(after))
+        file = Path(self.config["training"]["ckpt_dir"]) / FILE
+        bad_scans = BadScans(scans, self.plan.dataset["max_bad_fraction"], file, self.processes.is_rank_zero)
+        return Samples(
+            self._reader(scans), self.plan.crop_size, self.plan.method, transforms,
+            self.random_seed, stream, count, bad_scans,
+        )  # fmt: skip
 
-    def _reader(self, scans: ScanList, transform: VolumeTransform) -> VolumeReader:
-        reading = self.plan.reading
-        if reading.cache_dir is None:
+    def _made(self, names: tuple[str, ...]) -> list:
+        return [make_transform(name, self.config["dataset"]) for name in names]
+
+    def _reader(self, scans: ScanList) -> VolumeReader:
+        values = self.plan.dataset
+        smallest = [-(-side // SMALLEST_SHARE) for side in self.plan.crop_size]
+        channels = self.config["network"]["in_chns"]
+        transform = VolumeTransform(self._made(values["volume_transform"]), channels, smallest)
+        if values["cache_dir"] is None:
             return WholeVolumeReader(scans, transform)
-        cap = None if reading.cache_max_gib is None else int(reading.cache_max_gib * GIB)
-        return ChunkedVolumeReader(scans, transform, CacheFolder(reading.cache_dir, cap))
+        cap = None if values["cache_max_gib"] is None else int(values["cache_max_gib"] * GIB)
+        return CachedVolumeReader(scans, transform, CacheFolder(values["cache_dir"], cap))
 
     def create_dataset(self) -> None:
         """Check the scans, then make the loaders: the endless training stream and the fixed validation samples."""
-        dataset = self.config["dataset"]
         sets = {"train": self.get_stage_dataset_from_config("train")}
         if self.plan.valid_scans is not None:
             sets["valid"] = self.get_stage_dataset_from_config("valid")
-        known = self.processes.from_leader(lambda: self._look_at_scans(sets))
+        known = self.processes.from_rank_zero(lambda: self._check_scans(sets))
         for samples, reasons in zip(sets.values(), known, strict=True):
-            samples.set_aside.tell(reasons)
+            samples.bad_scans.report(reasons)
         self.train_set, self.valid_set = sets["train"], sets.get("valid")
-        share = dataset["train_batch_size"] // self.processes.count
-        part = (self.processes.rank, self.processes.count, share)
-        self.train_loader = self._loader(self.train_set, SampleNumbers(part=part), share)
+        batch = self.plan.dataset["train_batch_size"] // self.processes.count
+        share = (self.processes.rank, self.processes.count, batch)
+        self.train_loader = self._loader(self.train_set, SampleNumbers(share=share), batch)
         if self.valid_set is not None:
-            numbers = SampleNumbers(count=self.plan.valid_samples)
-            self.valid_loader = self._loader(self.valid_set, numbers, dataset.get("valid_batch_size", 1))
+            numbers = SampleNumbers(count=self.valid_set.count)
+            self.valid_loader = self._loader(self.valid_set, numbers, self.plan.dataset["valid_batch_size"])
 
-    def _look_at_scans(self, sets: dict[str, FusedSamples]) -> list[dict[int, str]]:
+    def _check_scans(self, sets: dict[str, Samples]) -> list[dict[int, str]]:
         """Before any work: can the scans be used, and samples be made of them? Returns the bad scans of each set."""
-        workers = self.config["dataset"].get("num_worker", 8)
-        check_scans([(samples.reader, samples.set_aside) for samples in sets.values()], workers)
+        check_before_training(list(sets.values()), self.plan.dataset["num_worker"])
         for stage, samples in sets.items():
-            _try(samples, f"{stage}_transform")
+            _try_first_sample(samples, f"{stage}_transform")
         valid = sets.get("valid")
         log.info(
-            "Volume Fusion of %d scans, %s; sub-volumes %s, K = %d",
+            "%s of %d scans, %s; crops %s; outputs %s",
+            self.plan.method.title,
             len(self.plan.train_scans),
             f"{valid.count} samples of {len(valid.reader)} others to validate" if valid else "no valid_csv",
-            list(self.plan.train.crop_size),
-            self.plan.train.fusion.classes,
+            list(self.plan.crop_size),
+            ", ".join(self._class_names),
         )
-        return [samples.set_aside.reasons for samples in sets.values()]
+        return [samples.bad_scans.reasons for samples in sets.values()]
 
-    def _loader(self, samples: FusedSamples, numbers: SampleNumbers, batch: int) -> FusionLoader:
-        workers = self.config["dataset"].get("num_worker", 8)
-        return FusionLoader(samples, numbers, batch, workers, self.config["network"]["class_num"])
+    def _loader(self, samples: Samples, numbers: SampleNumbers, batch: int) -> SampleLoader:
+        classes = len(self._class_names) if self.plan.method.task == SEGMENTATION else None
+        return SampleLoader(samples, numbers, batch, self.plan.dataset["num_worker"], classes)
+
+    @property
+    def _class_names(self) -> list[str]:
+        return self.plan.method.class_names(self.config["network"]["in_chns"])
+
+    # Network and optimizer
 
     def create_network(self) -> None:
         """As PyMIC; with several processes, batch normalisation is over the batches of all of them."""
@@ -134,7 +154,7 @@ class VolumeFusionAgent(SegmentationAgent):
         last = self.config["training"]["iter_max"]
         if self.iteration >= last:
             raise UserError(f"ckpt_init_name is at iteration {self.iteration} and iter_max = {last}: nothing to train")
-        self.train_loader.numbers.start = self.iteration * self.config["dataset"]["train_batch_size"]
+        self.train_loader.numbers.start = self.iteration * self.plan.dataset["train_batch_size"]
         for loader in (self.train_loader, self.valid_loader):
             if loader is not None:
                 loader.device = self.device
@@ -143,21 +163,32 @@ class VolumeFusionAgent(SegmentationAgent):
         super().create_optimizer(params, checkpoint)
         self.processes.connect(self.device)
         # the network that training() runs: PyMIC saves, loads and validates the network itself
-        self.trained_net = self.net if self.processes.count == 1 else spread(self.net, self.device)
+        self.trained_net = self.net if self.processes.count == 1 else distribute(self.net, self.device)
+
+    # The run
+
+    def train_valid(self) -> None:
+        """PyMIC's loop for segmentations, for both kinds of agent: it reports loaded weights, needs no validation set
+        and keeps the checkpoint whose validation returns the largest ``avg_fg_dice``, see :meth:`validation`."""
+        with killed_workers_explained():
+            SegmentationAgent.train_valid(self)
+        if self.valid_loader is not None:
+            log.info("(the best by the validation loss: what is called valid dice there is 1 / (1 + loss))")
+        self.processes.disconnect()
 
     def training(self) -> dict[str, Any]:
         """One block of ``iter_valid`` iterations, with a progress line where the output is a terminal.
 
         Returns:
-            PyMIC's scalars, and ``block_time``, what the block took in seconds; in the leader, the mean of all
+            PyMIC's scalars, and ``block_time``, what the block took in seconds; in rank zero, the mean of all
             processes.
         """
         block, last = (self.config["training"][key] for key in ("iter_valid", "iter_max"))
         stream, start = self.trainIter, time.monotonic()
-        hidden = None if self.processes.leads else True  # None: no line where the output is no terminal
+        is_hidden = None if self.processes.is_rank_zero else True  # None: no line where the output is no terminal
         net, self.net = self.net, self.trained_net
         with tqdm(
-            total=last, initial=self.iteration, desc="pretraining", unit="it", disable=hidden, leave=False
+            total=last, initial=self.iteration, desc="pretraining", unit="it", disable=is_hidden, leave=False
         ) as line:
             self.trainIter = _counted(stream, line)
             try:
@@ -166,33 +197,68 @@ class VolumeFusionAgent(SegmentationAgent):
                 self.net, self.trainIter = net, stream
                 self.iteration += block
         scalars["block_time"] = time.monotonic() - start
-        for bad in self.processes.gather(self.train_set.set_aside.reasons):
-            self.train_set.set_aside.tell(bad)
+        for bad in self.processes.gather(self.train_set.bad_scans.reasons):
+            self.train_set.bad_scans.report(bad)
         return _mean(self.processes.gather(scalars))
 
     def validation(self) -> dict[str, Any] | None:
-        """The mean loss and Dice of the fixed samples, each of which is one window."""
+        """The mean loss and, for a segmentation, Dice of the fixed samples, each of which is one window.
+
+        PyMIC calls best what has the largest ``avg_fg_dice``. That of a pretext task is noise for most of a
+        pretraining, so it is 1 / (1 + loss) here, and the Dice goes by the name ``dice``.
+        """
+        if self.valid_loader is None:
+            return None
         if self.inferer is None:
             self.inferer = Inferer({"class_num": self.config["network"]["class_num"]})
-        return self.processes.from_leader(super().validation)
-
-    def train_valid(self) -> None:
-        """As PyMIC."""
-        super().train_valid()
-        self.processes.disconnect()
+        scalars = self.processes.from_rank_zero(super().validation)
+        return {**scalars, "dice": scalars.get("avg_fg_dice"), "avg_fg_dice": 1 / (1 + scalars["loss"])}
 
     def write_scalars(
         self, train_scalars: dict[str, Any], valid_scalars: dict[str, Any] | None, lr_value: float, glob_it: int
     ) -> None:
-        """As PyMIC, the share of the time spent waiting for data, and the Dice of each fusion class."""
-        if not self.processes.leads:
+        """As PyMIC, and the share of the time spent waiting for data."""
+        if not self.processes.is_rank_zero:
             return
-        super().write_scalars(train_scalars, valid_scalars, lr_value, glob_it)
-        log.info("waited for data %.1f %% of the time", 100 * train_scalars["data_time"] / train_scalars["block_time"])
         if valid_scalars is not None:
-            classes = self.plan.valid.fusion.classes
-            dice = (f"{k}/{classes}: {value:.4f}" for k, value in enumerate(valid_scalars["class_dice"]))
-            log.info("valid dice by fusion coefficient  %s", "  ".join(dice))
+            valid_scalars = {**valid_scalars, "avg_fg_dice": valid_scalars["dice"]}
+        self.write_pymic_scalars(train_scalars, valid_scalars, lr_value, glob_it)
+        log.info("waited for data %.1f %% of the time", 100 * train_scalars["data_time"] / train_scalars["block_time"])
+
+    def write_pymic_scalars(
+        self, train_scalars: dict[str, Any], valid_scalars: dict[str, Any] | None, lr_value: float, glob_it: int
+    ) -> None:
+        """The log lines of the agent's kind."""
+        super().write_scalars(train_scalars, valid_scalars, lr_value, glob_it)
+
+
+class SegmentationPretraining(Pretraining):
+    """Pretrains by a method whose target is a label."""
+
+    def write_pymic_scalars(
+        self, train_scalars: dict[str, Any], valid_scalars: dict[str, Any] | None, lr_value: float, glob_it: int
+    ) -> None:
+        """PyMIC's, and the Dice of each class by its name."""
+        super().write_pymic_scalars(train_scalars, valid_scalars, lr_value, glob_it)
+        if valid_scalars is not None:
+            dice = (f"{name}: {d:.4f}" for name, d in zip(self._class_names, valid_scalars["class_dice"], strict=True))
+            log.info("valid dice by class  %s", "  ".join(dice))
+
+
+class ReconstructionPretraining(Pretraining, ReconstructionAgent):
+    """Pretrains by a method whose target is an image."""
+
+    def __init__(self, config: dict[str, dict[str, Any]], stage: str = "train") -> None:
+        super().__init__(config, stage)
+        # PyMIC's default is softmax, which makes 1 of every prediction that has one channel
+        config["training"].setdefault("loss_acti_func", None)
+
+    def write_pymic_scalars(
+        self, train_scalars: dict[str, Any], valid_scalars: dict[str, Any] | None, lr_value: float, glob_it: int
+    ) -> None:
+        """PyMIC's, which need a validation: without one its loss is not a number."""
+        valid_scalars = valid_scalars or {"loss": float("nan")}
+        super().write_pymic_scalars(train_scalars, valid_scalars, lr_value, glob_it)
 
 
 def _mean(scalars: list[dict[str, Any]]) -> dict[str, Any]:
@@ -206,7 +272,7 @@ def _counted(stream: Iterator, line: tqdm) -> Iterator:
         line.update()  # when the next batch is asked for, that is after the iteration
 
 
-def _try(samples: FusedSamples, key: str) -> None:
+def _try_first_sample(samples: Samples, key: str) -> None:
     """Make the first sample here: what fails for every sample shall not fail in a worker's traceback."""
     try:
         samples[0]

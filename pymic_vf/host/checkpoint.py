@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
 
-PARTS = {
+LATEST = "latest"
+CONTENT = {
     "model_state_dict": "the network's weights",
     "optimizer_state_dict": "which resuming (ckpt_init_mode = 1) needs",
     "iteration": "which resuming (ckpt_init_mode = 1) needs",
@@ -27,14 +29,14 @@ PARTS = {
 
 
 class Checkpoint(dict):
-    """A loaded checkpoint that says in words which part it lacks."""
+    """A loaded checkpoint that says in words which entry it lacks."""
 
     def __init__(self, content: Mapping[str, Any], path: Path) -> None:
         super().__init__(content)
         self.path = path
 
-    def __missing__(self, part: str) -> None:
-        raise UserError(f"{self.path}: this checkpoint has no {part!r} ({PARTS.get(part, 'unknown to PyMIC')})")
+    def __missing__(self, name: str) -> None:
+        raise UserError(f"{self.path}: this checkpoint has no {name!r} ({CONTENT.get(name, 'unknown to PyMIC')})")
 
 
 def save_whole(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -56,20 +58,24 @@ def save_whole(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
         ) from error
 
 
-def load(path: str | os.PathLike, **options: Any) -> Any:
-    """`torch.load` for PyMIC's agents.
+def load(path: str | os.PathLike, map_location: Any = None, **_options: Any) -> Checkpoint:
+    """`torch.load` for PyMIC's agents; only tensors and plain values are read, whatever the caller asks for.
 
     Args:
-        path: as PyMIC makes it, ``ckpt_dir/ckpt_init_name``; an absolute ``ckpt_init_name`` is understood.
-        options: those of `torch.load`.
+        path: as PyMIC makes it, ``ckpt_dir/ckpt_init_name``, see :func:`find_checkpoint`.
+        map_location: as in `torch.load`.
 
     Raises:
-        UserError: there is no such file, or it holds no checkpoint.
+        UserError: there is no such file, or it holds no checkpoint, or code.
     """
     found = find_checkpoint(path)
     try:
-        content = torch.load(found, **options)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        content = torch.load(found, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise UserError(f"{found}: this file contains code{what}; not loaded") from error
+    except (RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{found}: not a checkpoint that can be loaded ({_first_line(error)})") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{found}: a checkpoint is a dict of weights, this file holds a {type(content).__name__}")
@@ -79,7 +85,8 @@ def load(path: str | os.PathLike, **options: Any) -> Any:
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path:
-    """The file that `path` means.
+    """The file that `path` means: itself, an absolute path behind ``ckpt_dir//``, or ``FOLDER/latest``, the last
+    checkpoint of the run that wrote to FOLDER, by PyMIC's ``PREFIX_latest.txt``.
 
     Raises:
         UserError: there is none; the message tells where it was looked for.
@@ -91,10 +98,24 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+        if candidate.name == LATEST and candidate.parent.is_dir():
+            return _latest_checkpoint(candidate.parent)
     raise UserError(
         f"no checkpoint {' or '.join(map(str, reversed(candidates)))} "
         "(ckpt_init_name is relative to ckpt_dir, or absolute)"
     )
+
+
+def _latest_checkpoint(folder: Path) -> Path:
+    notes = sorted(folder.glob("*_latest.txt"))
+    if len(notes) != 1:
+        found = "none" if not notes else ", ".join(note.name for note in notes)
+        raise UserError(f"{folder}/{LATEST}: one file PREFIX_latest.txt must name the last checkpoint, there is {found}")
+    prefix = notes[0].name.removesuffix("_latest.txt")
+    checkpoint = folder / f"{prefix}_{notes[0].read_text().strip()}.pt"
+    if not checkpoint.is_file():
+        raise UserError(f"{notes[0]} names {checkpoint}, which is not there")
+    return checkpoint
 
 
 def allow_numpy_scalars() -> None:

@@ -1,4 +1,8 @@
-"""Everything that can be wrong with a pretraining config, found and reported together before any work."""
+"""Everything that can be wrong with a config of ours, found and reported together before any work.
+
+What is checked is what is ours: the pretraining methods of this package, and the supervised training and test of its
+networks. Configs of PyMIC's other methods and networks are PyMIC's to judge.
+"""
 
 from __future__ import annotations
 
@@ -7,68 +11,80 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pymic.loss.loss_dict_seg import SegLossDict
 from pymic.net.net_dict_seg import SegNetDict
+from pymic.net_run.agent_rec import ReconstructionLossDict
 from pymic.transform.trans_dict import TransformDict
 
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
-from pymic_vf.host.config import (
-    FUSE,
-    ReadingSettings,
-    SampleSettings,
-    Section,
-    check_vf_keys,
-    parse_reading,
-    parse_samples,
+from pymic_vf.host.config_keys import (
+    DATASET_KEYS,
+    NETWORK_KEYS,
+    SAMPLE_KEYS,
+    SCHEDULER_KEYS,
+    SEED_AND_FOLDER,
+    TRAINING_KEYS,
 )
 from pymic_vf.host.inference_settings import parse_inference
+from pymic_vf.keys import Key, Section, misspelt
+from pymic_vf.methods import METHODS, method_class
+from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method
 from pymic_vf.networks.settings import parse_network_settings
+from pymic_vf.sizes import Size
 
 IMAGE_AXES = 3  # of PCTNet's images
-LARGEST_SEED = 2**32 - 1  # that numpy takes
-TRAINING_KEYS = {
-    "gpus": "the CUDA devices, such as [0]",
-    "optimizer": "such as Adam",
-    "learning_rate": "a number",
-    "momentum": "a number, read by SGD and RMSprop",
-    "weight_decay": "a number",
-    "lr_scheduler": "PyMIC needs one; for a constant rate StepLR with lr_gamma = 1.0",
-    "loss_type": "such as [DiceLoss, CrossEntropyLoss]",
-    "ckpt_dir": "the folder for checkpoints and logs",
-    "iter_max": "the number of iterations",
-    "iter_valid": "iterations between two validations, log lines and steps of the scheduler",
-}
-SCHEDULER_KEYS = {
-    "StepLR": ("lr_step", "lr_gamma"),
-    "MultiStepLR": ("lr_milestones", "lr_gamma"),
-    "PolynomialLR": ("lr_power",),
-    "ReduceLROnPlateau": ("ReduceLROnPlateau_patience", "lr_gamma"),
-}
+ONE_HOT = "LabelToProbability"
+Config = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TransformNames:
+    """The transforms of a sample before and after the method."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PretrainingPlan:
-    """A checked config: what to sample, and from which scans.
+    """A checked pretraining config.
 
     Args:
-        train: the settings of the training samples.
-        valid: those of the validation samples; None without ``valid_csv``.
-        valid_samples: how many of them.
+        method: makes the samples.
+        dataset: the values of [dataset] by the names of their keys, defaults filled in.
+        train: the transforms of the training samples.
+        valid: those of the validation samples.
         train_scans: the scans of ``train_csv``.
-        valid_scans: those of ``valid_csv``, or None.
-        reading: how they are read.
+        valid_scans: those of ``valid_csv``; None without one.
     """
 
-    train: SampleSettings
-    valid: SampleSettings | None
-    valid_samples: int
+    method: Method
+    dataset: Mapping[str, Any]
+    train: TransformNames
+    valid: TransformNames
     train_scans: ScanList
     valid_scans: ScanList | None
-    reading: ReadingSettings
+
+    @property
+    def crop_size(self) -> Size:
+        return self.dataset["crop_size"]
 
 
-def check_pretraining(config: Mapping[str, Mapping[str, Any]], processes: int = 1) -> PretrainingPlan:
-    """Check PyMIC's parsed config for Volume Fusion pretraining.
+def method_name_of(config: Config) -> str | None:
+    """The method of ours that a config pretrains by, or None."""
+    is_pretraining = config.get("dataset", {}).get("supervise_type") == "self_sup"
+    name = config.get("self_supervised_learning", {}).get("method_name")
+    return name if is_pretraining and name in METHODS else None
+
+
+def is_supervised(config: Config) -> bool:
+    """Whether a config is for PyMIC's fully supervised learning, whose images have labels."""
+    return config.get("dataset", {}).get("supervise_type", "fully_sup") == "fully_sup"
+
+
+def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
+    """Check PyMIC's parsed config for a pretraining by a method of ours.
 
     Args:
         config: PyMIC's parsed config.
@@ -78,13 +94,28 @@ def check_pretraining(config: Mapping[str, Mapping[str, Any]], processes: int = 
         ConfigError: with every mistake found.
     """
     mistakes: list[str] = []
-    dataset, network, training = (Section(config.get(s, {}), s, mistakes) for s in ("dataset", "network", "training"))
-    check_vf_keys(config, mistakes)
-    plan = _check_dataset(dataset, processes)
-    _check_network(network, plan.train.fusion.classes, dataset.integer("modal_num", 1, 1))
-    _check_training(training, dataset)
-    _check_iterations(training)
-    _check_deep_supervision(training, network)
+    name = config["self_supervised_learning"]["method_name"]
+    kind = method_class(name)
+    dataset, network, training = _sections(config, mistakes)
+    _check_unread_keys(config, mistakes)
+    values = dataset.read((*DATASET_KEYS, *SAMPLE_KEYS, *kind.keys))
+    kind.check(values, values["crop_size"], dataset)
+    method = kind(values)
+    plan = PretrainingPlan(
+        method,
+        _with_folders(dataset, values),
+        *_check_sample_transforms(dataset, values, name, method),
+        *_check_scan_lists(dataset, values, method),
+    )
+    if values["train_batch_size"] and values["train_batch_size"] % processes:
+        dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
+    _check_network(network, method, values["modal_num"])
+    checked = _check_training(training, "valid_csv" in dataset, method.task)
+    if method.task == RECONSTRUCTION:
+        _check_reconstruction(training, method)
+    elif checked["deep_supervise"]:
+        _check_deep_supervision(network)
+    _check_iterations(training, checked)
     if "early_stop_patience" in training and "valid_csv" not in dataset:
         training.wrong("early_stop_patience", "needs [dataset] valid_csv: without it PyMIC stops after that long")
     parse_inference(config, "valid", mistakes, axes=IMAGE_AXES if network.get("net_type") == "PCTNet" else None)
@@ -93,41 +124,125 @@ def check_pretraining(config: Mapping[str, Mapping[str, Any]], processes: int = 
     return plan
 
 
-def _check_dataset(dataset: Section, processes: int) -> PretrainingPlan:
-    dataset.require("tensor_type", "float (or double)")
-    if dataset.integer("train_batch_size", 0, 1) % processes:
-        dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
-    _check_valid_batch_size(dataset)
-    dataset.integer("num_worker", 8, 0)
-    train = parse_samples(dataset)
-    _check_transforms(dataset, "volume_transform", train.volume_transform)
-    _check_transforms(dataset, "train_transform", (*train.before, *train.after))
-    modalities = dataset.integer("modal_num", 1, 1)
-    for key, why in (("train_dir", "the folder of the scans"), ("train_csv", "the list of the scans")):
-        dataset.require(key, why)
-    root, csv = dataset.path("train_dir", "a folder"), dataset.path("train_csv", "a csv file")
-    train_scans = valid_scans = valid = None
-    if root is not None and csv is not None:
-        train_scans = read_scan_list(csv, root, modalities, dataset.mistakes)
-    if "valid_csv" in dataset:
-        valid = train
-        if "valid_transform" in dataset:
-            valid = parse_samples(dataset, "valid")
-            _check_transforms(dataset, "valid_transform", (*valid.before, *valid.after))
-        valid_root = dataset.path("valid_dir", "a folder") if "valid_dir" in dataset else root
-        valid_csv = dataset.path("valid_csv", "a csv file")
-        if valid_root is not None and valid_csv is not None:
-            valid_scans = read_scan_list(valid_csv, valid_root, modalities, dataset.mistakes)
-    valid_samples = dataset.integer("VF_valid_samples", 32, 1)
-    return PretrainingPlan(train, valid, valid_samples, train_scans, valid_scans, parse_reading(dataset))
+def check_supervised(config: Config, stage: str) -> None:
+    """Check PyMIC's config for a supervised training or a test: what would crash there.
+
+    Args:
+        config: PyMIC's parsed config.
+        stage: ``train`` or ``test``.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    mistakes: list[str] = []
+    dataset, network, training = _sections(config, mistakes)
+    is_ours = network.get("net_type") == "PCTNet"
+    axes = IMAGE_AXES if is_ours else None
+    stages = ["test"] if stage == "test" else ["train"] + ["valid"] * ("valid_csv" in dataset)
+    for each in stages:
+        _check_transforms_of_stage(dataset, each)
+        _check_labelled_files(dataset, each)
+    if is_ours:
+        _check_pct_net(network)
+    if stage == "train":
+        dataset.read(key for key in DATASET_KEYS if key.name == "train_batch_size")
+        if "valid" in stages:
+            dataset.read(key for key in DATASET_KEYS if key.name == "valid_batch_size")
+        checked = _check_training(training, "valid" in stages, SEGMENTATION)
+        if checked["deep_supervise"]:
+            _check_deep_supervision(network)
+        # PyMIC's own inferer is there only where it validates, ours is made in any case
+        parse_inference(config, "valid", mistakes, axes=axes, stock_too="valid" in stages)
+    else:
+        training.read(SEED_AND_FOLDER)
+    # while training too, where a test of the same config is to come: it may be days later
+    if stage == "test" or "output_dir" in config.get("testing", {}):
+        parse_inference(config, "test", mistakes, axes=axes, stock_too=True)
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
-def _check_valid_batch_size(dataset: Section) -> None:
-    dataset.integer("valid_batch_size", 1, 1, none_is_absent=False)
+def check_network(config: Config) -> None:
+    """Check the [network] keys of a network of ours, however it is trained.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    if config.get("network", {}).get("net_type") == "PCTNet":
+        parse_network_settings(config["network"])
 
 
-def _check_transforms(dataset: Section, key: str, names: Iterable[str]) -> None:
-    for name in names:
+def make_transform(name: str, dataset: Mapping[str, Any]) -> Any:
+    """The PyMIC transform of that name, made as PyMIC makes it."""
+    return TransformDict[name]({**dataset, "task": dataset.get("task_type")})
+
+
+def _sections(config: Config, mistakes: list[str]) -> list[Section]:
+    return [Section(config.get(name, {}), name, mistakes) for name in ("dataset", "network", "training")]
+
+
+def _check_unread_keys(config: Config, mistakes: list[str]) -> None:
+    """Note the keys of ours that would be ignored: misspelt ones, those of another section or of another method."""
+    ours = {name: (*SAMPLE_KEYS, *method_class(name).keys) for name in METHODS}
+    every = {key.name: key for keys in ours.values() for key in keys}
+    misspelt(Section(config["dataset"], "dataset", mistakes), list(every.values()))
+    of_ours = {name.lower(): name for key in every.values() for name in (key.name, key.former) if name}
+    for section, values in config.items():
+        for key in values if section != "dataset" else ():
+            if key in of_ours:
+                Section(values, section, mistakes).wrong(of_ours[key], "belongs in [dataset] and would be ignored here")
+
+
+def _with_folders(dataset: Section, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the folder of the cache as a path, ~ as a shell reads it."""
+    name = values["cache_dir"]
+    try:
+        folder = None if name is None else Path(name).expanduser()
+    except RuntimeError:
+        folder = None
+        dataset.wrong(_written("cache_dir", dataset), "must not begin with ~ and the name of a user that there is not")
+    if values["cache_max_gib"] is not None and not ("cache_dir" in dataset or "VF_cache_dir" in dataset):
+        dataset.wrong(_written("cache_max_gib", dataset), "needs cache_dir")
+    return {**values, "cache_dir": folder}
+
+
+def _written(name: str, dataset: Section) -> str:
+    return dataset.written_name(next(key for key in SAMPLE_KEYS if key.name == name))
+
+
+def _check_sample_transforms(
+    dataset: Section, values: Mapping[str, Any], name: str, method: Method
+) -> tuple[TransformNames, TransformNames]:
+    volume = values["volume_transform"]
+    for wrong in {*METHODS, ONE_HOT} & set(volume):
+        dataset.wrong("volume_transform", f"must not have {wrong}, which belongs to a sample and not to a volume")
+    _check_transforms(dataset, "volume_transform", [each for each in volume if each not in METHODS])
+    default = (name, ONE_HOT) if method.task == SEGMENTATION else (name,)
+    train = _split_at_method(dataset, "train_transform", values["train_transform"] or default, name, method)
+    if not values["valid_transform"]:
+        return train, train
+    return train, _split_at_method(dataset, "valid_transform", values["valid_transform"], name, method)
+
+
+def _split_at_method(
+    dataset: Section, key: str, transforms: tuple[str, ...], name: str, method: Method
+) -> TransformNames:
+    if transforms.count(name) != 1:
+        hint = "" if name in transforms else did_you_mean(name, transforms)
+        dataset.wrong(key, f"must have {name} exactly once{hint}")
+        return TransformNames((), ())
+    before, after = transforms[: transforms.index(name)], transforms[transforms.index(name) + 1 :]
+    if method.task == RECONSTRUCTION and after:
+        dataset.wrong(key, f"must end with {name}: what comes after it would change the image and not its target")
+    if method.task == SEGMENTATION and (after.count(ONE_HOT) != 1 or ONE_HOT in before):
+        hint = "" if ONE_HOT in transforms else did_you_mean(ONE_HOT, transforms)
+        dataset.wrong(key, f"must have {ONE_HOT} exactly once, after {name}, which makes the label{hint}")
+    _check_transforms(dataset, key, (*before, *after))
+    return TransformNames(before, after)
+
+
+def _check_transforms(dataset: Section, key: str, transforms: Iterable[str]) -> None:
+    for name in transforms:
         if name not in TransformDict:
             dataset.mistakes.append(f"[dataset] {key}: there is no transform {name}{did_you_mean(name, TransformDict)}")
             continue
@@ -141,66 +256,43 @@ def _check_transforms(dataset: Section, key: str, names: Iterable[str]) -> None:
             dataset.mistakes.append(f"[dataset] {key}: {name} does not accept its keys ({error!r})")
 
 
-def make_transform(name: str, dataset: Mapping[str, Any]) -> Any:
-    """The PyMIC transform of that name, made as PyMIC makes it."""
-    return TransformDict[name]({**dataset, "task": dataset.get("task_type")})
+def _check_scan_lists(
+    dataset: Section, values: Mapping[str, Any], method: Method
+) -> tuple[ScanList | None, ScanList | None]:
+    lists = []
+    for stage in ("train", "valid"):
+        root, csv = values[f"{stage}_dir"] or values["train_dir"], values[f"{stage}_csv"]
+        scans = None
+        if root is not None and csv is not None:
+            scans = read_scan_list(csv, root, values["modal_num"], dataset.mistakes, method.scans_per_sample)
+        lists.append(scans)
+    return lists[0], lists[1]
 
 
-def check_supervised(config: Mapping[str, Mapping[str, Any]], stage: str) -> None:
-    """Check PyMIC's config for the supervised training or the test of a network of ours: what would crash there.
-
-    Args:
-        config: PyMIC's parsed config.
-        stage: ``train`` or ``test``.
-
-    Raises:
-        ConfigError: with every mistake found.
-    """
-    mistakes: list[str] = []
-    dataset, network, training = (Section(config.get(s, {}), s, mistakes) for s in ("dataset", "network", "training"))
-    stages = ["test"] if stage == "test" else ["train"] + ["valid"] * ("valid_csv" in dataset)
-    for each in stages:
-        key = f"{each}_transform"
-        if key not in dataset.values and key.lower() not in dataset.values:
-            dataset.require(key, f"the transforms of the images to {each}; None for none")
-        _check_transforms(dataset, key, dataset.names(key))
-        _check_labelled_files(dataset, each)
-    _check_pct_net(network)
-    if stage == "train":
-        dataset.integer("train_batch_size", 0, 1)
-        if "valid" in stages:
-            _check_valid_batch_size(dataset)
-        _check_training(training, dataset)
-        _check_deep_supervision(training, network)
-        # PyMIC's own inferer is there only where it validates, ours is made in any case
-        parse_inference(config, "valid", mistakes, axes=IMAGE_AXES, stock_too="valid" in stages)
-    else:
-        _check_seed_and_folder(training)
-    # while training too, where a test of the same config is to come: it may be days later
-    if stage == "test" or "output_dir" in config.get("testing", {}):
-        parse_inference(config, "test", mistakes, axes=IMAGE_AXES, stock_too=True)
-    if mistakes:
-        raise ConfigError(mistakes)
+def _check_transforms_of_stage(dataset: Section, stage: str) -> None:
+    key = Key(f"{stage}_transform", SAMPLE_KEYS[2].kind, f"the transforms of the images to {stage}; None for none")
+    if key.name not in dataset.values:
+        dataset.missing(key.name, key.meaning)
+    _check_transforms(dataset, key.name, dataset.read_key(key) or ())
 
 
 def _check_labelled_files(dataset: Section, stage: str) -> None:
-    """The csv and the files of one stage, where PyMIC's own reader looks for them."""
+    """The csv and the files of one stage, where PyMIC's own reader finds them."""
     root_key = f"{stage}_dir" if f"{stage}_dir" in dataset or "train_dir" not in dataset else "train_dir"
-    dataset.require(root_key, "the folder of the images")
-    root = dataset.path(root_key, "a folder")
+    folder, file = DATASET_KEYS[1].kind, DATASET_KEYS[2].kind
+    root = dataset.read_key(Key(root_key, folder, "the folder of the images", required=True))
     if root is not None and not Path(root).is_dir():
         dataset.mistakes.append(f"[dataset] {root_key} = {root}: there is no such folder")
-    if stage != "test":  # a test without csv takes every image of its folder
-        dataset.require(f"{stage}_csv", "the list of the images and labels")
-    csv = dataset.path(f"{stage}_csv", "a csv file")
+    # a test without csv takes every image of its folder
+    csv = dataset.read_key(Key(f"{stage}_csv", file, "the list of the images and labels", required=stage != "test"))
     table = None if csv is None else read_table(Path(csv), dataset.mistakes)
     if table is None:
         return
-    modalities = dataset.integer("modal_num", 1, 1)
+    modalities = dataset.read_key(next(key for key in DATASET_KEYS if key.name == "modal_num"))
     columns = list(table.columns[:modalities])
     label = dataset.get(f"{stage}_label_key", "label")
-    h5 = bool(len(table)) and str(table.iloc[0, 0]).endswith(".h5")
-    if stage != "test" and not h5:
+    is_h5 = bool(len(table)) and str(table.iloc[0, 0]).endswith(".h5")
+    if stage != "test" and not is_h5:
         if label in table.columns:
             columns.append(label)
         else:
@@ -211,13 +303,15 @@ def _check_labelled_files(dataset: Section, stage: str) -> None:
         check_files(Path(csv), Path(root), table[columns], dataset.mistakes)
 
 
-def _check_network(network: Section, classes: int, modalities: int) -> None:
-    net_type = network.require("net_type", "such as PCTNet")
+def _check_network(network: Section, method: Method, modalities: int) -> None:
+    values = network.read(NETWORK_KEYS)
+    net_type, in_chns = values["net_type"], values["in_chns"] or modalities
     if isinstance(net_type, str) and net_type not in SegNetDict:
         network.mistakes.append(f"[network] there is no net_type {net_type}{did_you_mean(net_type, SegNetDict)}")
-    if network.require("class_num", f"VF_foreground_classes + 1 = {classes + 1}") not in (None, classes + 1):
-        network.wrong("class_num", f"must be VF_foreground_classes + 1 = {classes + 1}")
-    if network.integer("in_chns", modalities, 1) < modalities:
+    outputs = method.class_names(in_chns)
+    if values["class_num"] not in (None, len(outputs)):
+        network.wrong("class_num", f"must be {len(outputs)} for {method.title} ({', '.join(outputs)})")
+    if in_chns < modalities:
         network.wrong("in_chns", f"must be at least [dataset] modal_num = {modalities}")
     if net_type == "PCTNet":
         _check_pct_net(network)
@@ -230,59 +324,52 @@ def _check_pct_net(network: Section) -> None:
         network.mistakes.extend(m for m in error.mistakes if m not in network.mistakes)
 
 
-def _check_training(training: Section, dataset: Section) -> None:
-    for key, why in TRAINING_KEYS.items():
-        training.require(key, why)
-    _check_seed_and_folder(training)
-    for key in ("learning_rate", "momentum", "weight_decay"):
-        if key in training and not isinstance(training.get(key), (int, float)):
-            training.wrong(key, "must be a number")
-    if "gpus" in training and not _is_list_of_int(training.get("gpus")):
-        training.wrong("gpus", "must be a list of device numbers, such as [0]")
-    scheduler = str(training.get("lr_scheduler"))
-    for name, keys in SCHEDULER_KEYS.items():
-        if scheduler.lower() == name.lower():
-            for key in keys:
-                training.require(key, f"lr_scheduler = {name} needs it")
-    if "valid_csv" not in dataset and scheduler.lower() == "reducelronplateau":
-        training.wrong("lr_scheduler", "needs [dataset] valid_csv, whose Dice it watches")
+def _check_training(training: Section, validates: bool, task: str) -> dict[str, Any]:
+    """The values of [training] by name."""
+    values = training.read(TRAINING_KEYS)
+    scheduler = (values["lr_scheduler"] or "").lower()
+    training.read(SCHEDULER_KEYS.get(scheduler, ()))
+    if scheduler == "reducelronplateau" and not validates:
+        training.wrong("lr_scheduler", "needs [dataset] valid_csv, whose validations it follows")
+    known = SegLossDict if task == SEGMENTATION else ReconstructionLossDict
+    for loss in values["loss_type"] or ():
+        if loss not in known:
+            training.mistakes.append(f"[training] loss_type: there is no loss {loss}{did_you_mean(loss, known)}")
+    if isinstance(training.get("loss_type"), (list, tuple)):
+        weights, losses = values["loss_weight"], values["loss_type"] or ()
+        if weights is None and "loss_weight" not in training:
+            training.missing("loss_weight", f"a weight for each loss of loss_type = {list(losses)}")
+        elif weights is not None and len(weights) != len(losses):
+            training.wrong("loss_weight", f"must have a weight for each loss of loss_type = {list(losses)}")
+    return values
 
 
-def _check_seed_and_folder(training: Section) -> None:
-    """What PyMIC reads of [training] in a test too."""
-    training.integer("random_seed", 1, 0, LARGEST_SEED, none_is_absent=False)
-    training.path("ckpt_dir", "a folder")
+def _check_reconstruction(training: Section, method: Method) -> None:
+    """What PyMIC's reconstruction agent asks for."""
+    if isinstance(training.get("loss_type"), (list, tuple)):
+        training.wrong("loss_type", f"must be one name for {method.title}, MAELoss or MSELoss")
+    elif method.weights_voxels and training.get("loss_type") == "MSELoss":
+        training.wrong("loss_type", f"must be MAELoss, the one that weights voxels, as {method.title} does here")
+    if training.get("deep_supervise"):
+        training.wrong("deep_supervise", f"must not be True for {method.title}: PyMIC has none for reconstructions")
+    if "loss_acti_func" in training and training.get("loss_acti_func") not in ("tanh", "sigmoid"):
+        training.wrong("loss_acti_func", "must be None, tanh or sigmoid for a reconstruction")
 
 
-def _check_deep_supervision(training: Section, network: Section) -> None:
-    ours_supervised = training.get("deep_supervise") is True and network.get("net_type") == "PCTNet"
-    if ours_supervised and network.get("multiscale_pred") is not True:
+def _check_deep_supervision(network: Section) -> None:
+    if network.get("net_type") == "PCTNet" and network.get("multiscale_pred") is not True:
         network.wrong("multiscale_pred", "must be True where [training] deep_supervise = True")
 
 
-def _check_iterations(training: Section) -> None:
+def _check_iterations(training: Section, values: Mapping[str, Any]) -> None:
     """PyMIC saves only where ``iter_max`` and ``iter_save`` meet ``iter_valid``; a run that ends elsewhere is lost."""
     if "iter_max" not in training or "iter_valid" not in training:
         return
-    block = training.integer("iter_valid", 1, 1)
-    last = training.integer("iter_max", block, 1)
+    block, last, save = values["iter_valid"], values["iter_max"], values["iter_save"]
     if last % block:
         training.wrong("iter_max", f"must be a multiple of iter_valid = {block}, or PyMIC does not save the end")
-    if "iter_save" not in training:
-        return
-    save = training.get("iter_save")
-    if _is_list_of_int(save):
-        bad = [at for at in save if at % block]
-        if bad or last not in save:
+    if isinstance(save, Sequence):
+        if any(at % block for at in save) or last not in save:
             training.wrong("iter_save", f"must be multiples of iter_valid = {block} and have iter_max = {last}")
-    elif training.integer("iter_save", last, 1) % block or last % training.integer("iter_save", last, 1):
+    elif save is not None and (save % block or last % save):
         training.wrong("iter_save", f"must be a multiple of iter_valid = {block} that divides iter_max = {last}")
-
-
-def _is_list_of_int(value: Any) -> bool:
-    return isinstance(value, Sequence) and bool(value) and all(type(item) is int for item in value)
-
-
-def fuse_transform(dataset: Mapping[str, Any]) -> Any:
-    """The transform ``VF`` with the keys of [dataset]."""
-    return make_transform(FUSE, dataset)

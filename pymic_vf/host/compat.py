@@ -24,7 +24,7 @@ import torch
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
 from pymic_vf.host import checkpoint
-from pymic_vf.host.processes import is_follower
+from pymic_vf.host.processes import is_other_rank
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ def _open_whole(file: Any, mode: str = "r", *args: Any, **options: Any) -> IO:
     return stream
 
 
-def let_the_leader_write(host: ModuleType) -> None:
-    """Under ``torchrun`` every process would write the same files: those of process 0 are enough."""
-    if not is_follower():
+def let_rank_zero_write(host: ModuleType) -> None:
+    """Under ``torchrun`` every process would write the same files: those of rank zero are enough."""
+    if not is_other_rank():
         return
     _torch_of(host).save = lambda *_, **__: None
     host.open = _open_nothing_to_write
@@ -108,9 +108,9 @@ def _open_nothing_to_write(file: Any, mode: str = "r", *args: Any, **options: An
     return builtins.open(os.devnull if "w" in mode else file, mode, *args, **options)  # noqa: PTH123
 
 
-def let_the_leader_log(host: ModuleType) -> None:
+def let_rank_zero_log(host: ModuleType) -> None:
     """Under ``torchrun`` every process would log the same lines into one file: the others only print their warnings."""
-    if is_follower():
+    if is_other_rank():
         logging.getLogger().addHandler(logging.NullHandler())  # with it, PyMIC's basicConfig does nothing
         host.wrtie_config = lambda *_: None
 
@@ -181,10 +181,11 @@ def show_user_errors_plainly(_host: ModuleType) -> None:
         return
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, UserError):
+        message = _message_for_users(error, trace)
+        if message is None:
             previous(kind, error, trace)
             return
-        message = f"\nError: {error}"
+        message = f"\nError: {message}"
         print(message, file=sys.stderr)
         record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, None, None)
         for handler in logging.getLogger().handlers:
@@ -193,6 +194,24 @@ def show_user_errors_plainly(_host: ModuleType) -> None:
 
     excepthook.shows_user_errors = True
     sys.excepthook = excepthook
+
+
+# PyMIC's commands read sections, keys and names of methods before any agent is there to check them
+COMMANDS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.util.parse_config")
+
+
+def _message_for_users(error: BaseException, trace: TracebackType | None) -> str | None:
+    """What to say instead of a traceback; None where the error is no mistake of a user that we know."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, configparser.Error):
+        return f"the config file cannot be parsed: {error}"
+    frames = traceback.extract_tb(trace)
+    if not frames or frames[-1].filename not in [getattr(sys.modules.get(name), "__file__", "") for name in COMMANDS]:
+        return None
+    if isinstance(error, KeyError):
+        return f"the config has no section, key or method {error.args[0]!r}, which PyMIC needs"
+    return str(error) if isinstance(error, ValueError) else None
 
 
 def explain_missing_checkpoint(host: ModuleType) -> None:
@@ -214,15 +233,17 @@ def explain_missing_checkpoint(host: ModuleType) -> None:
 
 
 def check_configs_of_our_network(host: ModuleType) -> None:
-    """PyMIC finds a wrong path or a missing key one at a time, by traceback: for ``net_type = PCTNet``, all at once."""
+    """PyMIC finds a wrong path or a missing key one at a time, by traceback: where a network of ours is to learn from
+    labels, or is tested, all at once. Other ways of training are PyMIC's to check."""
     stock: Callable = host.SegmentationAgent.create_dataset
 
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
-        from pymic_vf.host.checks import check_supervised  # needs PyMIC's registries, which are complete by now
+        from pymic_vf.host.checks import check_supervised, is_supervised  # needs PyMIC's registries, complete by now
 
         own_data = agent.train_set is not None or agent.test_set is not None
-        if agent.config.get("network", {}).get("net_type") == "PCTNet" and not own_data:
+        is_ours = agent.config.get("network", {}).get("net_type") == "PCTNet"
+        if is_ours and not own_data and (agent.stage == "test" or is_supervised(agent.config)):
             check_supervised(agent.config, agent.stage)
         stock(agent)
 
@@ -267,26 +288,3 @@ def _memory_explained(stock: Callable, learns: bool) -> Callable:
             raise UserError(str(explained)) from error
 
     return run
-
-
-def explain_missing_keys(host: ModuleType) -> None:
-    """PyMIC's commands look up sections, keys and names of methods before any agent is there to check them: a
-    KeyError of the command itself, or of its parser, becomes a message."""
-    stock: Callable[[], None] = host.main
-
-    @functools.wraps(stock)
-    def main() -> None:
-        try:
-            stock()
-        except configparser.Error as error:
-            raise UserError(f"the config file cannot be parsed: {error}") from error
-        except (KeyError, ValueError) as error:
-            where = traceback.extract_tb(error.__traceback__)[-1].filename
-            if where not in (host.__file__, sys.modules["pymic.util.parse_config"].__file__):
-                raise
-            if isinstance(error, KeyError):
-                name = error.args[0]
-                raise UserError(f"the config has no section, key or method {name!r}, which PyMIC needs") from error
-            raise UserError(str(error)) from error
-
-    host.main = main

@@ -1,4 +1,4 @@
-"""A batch spread over processes gives what it gives in one: its batch statistics and its Dice belong to all of it.
+"""A batch shared by processes gives what it gives in one: its batch statistics and its Dice are of the whole batch.
 
 DistributedDataParallel takes the mean of the processes' gradients. That is the gradient of the whole batch for a loss
 that is a mean over samples, which it is not after batch normalisation, nor with PyMIC's Dice of sums over the batch.
@@ -21,12 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 EPSILON = 1e-5  # PyMIC's, in its Dice
 
 
-def spread(net: nn.Module, device: torch.device) -> DistributedDataParallel:
+def distribute(net: nn.Module, device: torch.device) -> DistributedDataParallel:
     """`net`, which is on `device`, for the forward passes of a training in which each process has a part of the batch.
 
-    Names and values in the state dict of `net` stay as they are. Every process starts with the leader's weights.
+    Names and values in the state dict of `net` stay as they are. Every process starts with the weights of rank zero.
     """
-    pymic.loss.seg.dice.get_classwise_dice = dice_of_all
+    pymic.loss.seg.dice.get_classwise_dice = global_dice
     if any(isinstance(module, _DropoutNd) and module.p > 0 for module in net.modules()):
         torch.manual_seed(torch.initial_seed() + dist.get_rank())  # or all would drop the same
     # said of the weights of point-wise convolutions, whose copy costs nothing
@@ -50,14 +50,25 @@ def synchronise_batch_norm(net: nn.Module, device_type: str) -> nn.Module:
     """`net` with batch normalisation over the batches of all processes: torch's own, which is for CUDA, or ours."""
     if device_type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    for module in net.modules():
-        if isinstance(module, _BatchNorm):
-            module.__class__ = BatchNormOfAll
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, CpuSyncBatchNorm.like(child))
     return net
 
 
-class BatchNormOfAll(_BatchNorm):
+class CpuSyncBatchNorm(_BatchNorm):
     """Batch normalisation of any rank, with the statistics of all processes' batches, which are of one size."""
+
+    @classmethod
+    def like(cls, norm: _BatchNorm) -> CpuSyncBatchNorm:
+        """One that has the settings, parameters and running statistics of `norm`."""
+        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        for name, parameter in norm.named_parameters():
+            setattr(new, name, parameter)
+        for name, buffer in norm.named_buffers():
+            setattr(new, name, buffer)
+        return new.train(norm.training)
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -69,9 +80,9 @@ class BatchNormOfAll(_BatchNorm):
         precise = x if x.dtype == torch.float64 else x.float()
         count = dist.get_world_size() * x[:, 0].numel()
         # not as E[x^2] - E[x]^2, which loses digits where the mean is large
-        mean = sum_of_all(precise.sum(axes)) / count
+        mean = all_reduce_sum(precise.sum(axes)) / count
         centred = precise - mean.view(shape)
-        variance = sum_of_all(centred.square().sum(axes)) / count
+        variance = all_reduce_sum(centred.square().sum(axes)) / count
         self._keep(mean.detach(), variance.detach() * count / max(count - 1, 1))
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
@@ -88,7 +99,7 @@ class BatchNormOfAll(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-def dice_of_all(predict: Tensor, soft_y: Tensor, pix_w: Tensor | None = None) -> Tensor:
+def global_dice(predict: Tensor, soft_y: Tensor, pix_w: Tensor | None = None) -> Tensor:
     """PyMIC's Dice of each class, [C], of [voxels, C]: while training over all processes' voxels, otherwise these.
 
     Args:
@@ -100,17 +111,17 @@ def dice_of_all(predict: Tensor, soft_y: Tensor, pix_w: Tensor | None = None) ->
     truth = soft_y if pix_w is None else soft_y * pix_w
     sums = torch.stack([truth.sum(0), weighted.sum(0), (weighted * soft_y).sum(0)])
     if torch.is_grad_enabled() and dist.is_initialized():
-        sums = sum_of_all(sums)
+        sums = all_reduce_sum(sums)
     truth_volume, volume, overlap = sums
     return (2 * overlap + EPSILON) / (truth_volume + volume + EPSILON)
 
 
-def sum_of_all(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of `x` over all processes, with its gradient."""
-    return _SumOfAll.apply(x)
+    return _AllReduceSum.apply(x)
 
 
-class _SumOfAll(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Its gradient is the sum of the gradients, as every process's result depends on every process's input."""
 
     @staticmethod
@@ -121,4 +132,4 @@ class _SumOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        return _SumOfAll.forward(_ctx, gradient)
+        return _AllReduceSum.forward(_ctx, gradient)

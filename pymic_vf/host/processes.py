@@ -1,8 +1,8 @@
 """One training spread over several processes, as `torchrun` starts them: on one machine or on several.
 
-Process 0 leads: it checks, writes, validates and logs. What the leader finds out and what it hears of the others goes
-through the key-value store of the start, in which a process may wait for as long as it takes; only the gradients, batch
-statistics and sums of losses go through collectives.
+Rank zero checks, writes, validates and logs. What it finds out and what it learns of the others goes through the
+key-value store of the start, in which a process may wait for as long as it takes; only the gradients, batch statistics
+and sums of losses go through collectives.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def process_count() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in ENVIRONMENT) else 1
 
 
-def is_follower() -> bool:
-    """Whether another process leads."""
+def is_other_rank() -> bool:
+    """Whether this is another process than rank zero."""
     return process_count() > 1 and int(os.environ["RANK"]) > 0
 
 
@@ -45,7 +45,7 @@ class Processes:
     Args:
         rank: the number of this one.
         count: how many there are.
-        store: what they tell each other; None where there is one.
+        store: what they exchange; None where there is one.
     """
 
     rank: int = 0
@@ -54,60 +54,60 @@ class Processes:
     _messages: int = field(default=0, init=False)  # equal in all of them, as all go through the same calls
 
     @classmethod
-    def meet(cls) -> Processes:
-        """The processes of the environment; returns when all of them are there."""
+    def from_environment(cls) -> Processes:
+        """The processes that the environment names; returns when all of them are there."""
         if process_count() == 1:
             return cls()
         store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
         return cls(rank, count, store)
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the one that checks, writes, validates and logs."""
         return self.rank == 0
 
     def device_number(self, gpus: Sequence[int]) -> int:
-        """The CUDA device of this process: its place on its machine, or that entry of a list of several.
+        """The CUDA device of this process: its number on its machine, or that entry of a list of several.
 
         Raises:
             UserError: the list is too short.
         """
-        place = int(os.environ.get("LOCAL_RANK", self.rank))
+        local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         if len(gpus) == 1:
-            return place
-        if place >= len(gpus):
+            return local_rank
+        if local_rank >= len(gpus):
             raise UserError(
-                f"gpus = {list(gpus)}: process {place} of this machine has no device; "
+                f"gpus = {list(gpus)}: process {local_rank} of this machine has no device; "
                 "list as many as processes are started on it, or only [0] to number them"
             )
-        return gpus[place]
+        return gpus[local_rank]
 
-    def from_leader(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns in the leader; the others wait for it. It must be picklable."""
+    def from_rank_zero(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns in rank zero; the others wait for it. It must be picklable."""
         if self.count == 1:
             return work()
         key = self._next_key()
-        if self.leads:
+        if self.is_rank_zero:
             result = work()
             self.store.set(key, pickle.dumps(result))
             return result
         return self._read(key)
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
-        """Run the block in the leader, then in the others: a mistake that all would find is told once."""
-        if not self.leads:
-            self.from_leader(lambda: None)
+    def rank_zero_first(self) -> Iterator[None]:
+        """Run the block in rank zero, then in the others: a mistake that all would find is reported once."""
+        if not self.is_rank_zero:
+            self.from_rank_zero(lambda: None)
         yield
-        if self.leads:
-            self.from_leader(lambda: None)
+        if self.is_rank_zero:
+            self.from_rank_zero(lambda: None)
 
     def gather(self, value: Any) -> list[Any]:
-        """In the leader, the values of all processes by rank; in the others, their own alone."""
+        """In rank zero, the values of all processes by rank; in the others, their own alone."""
         if self.count == 1:
             return [value]
         key = self._next_key()
-        if not self.leads:
+        if not self.is_rank_zero:
             self.store.set(f"{key}/{self.rank}", pickle.dumps(value))
             return [value]
         return [value, *(self._read(f"{key}/{rank}") for rank in range(1, self.count))]

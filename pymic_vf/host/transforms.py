@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from pymic.transform.abstract_transform import AbstractTransform
 
-from pymic_vf.host.config import fusion_of
-from pymic_vf.methods.volume_fusion import draw_patches, fuse, paint_labels
+from pymic_vf.errors import ConfigError
+from pymic_vf.host.config_keys import SAMPLE_KEYS
+from pymic_vf.keys import Section
+from pymic_vf.methods.volume_fusion import VolumeFusion
 
 
-class VolumeFusion(AbstractTransform):
+class VolumeFusionTransform(AbstractTransform):
     """Fuse ``image_foreground`` into ``image`` (Algorithm 1 of MIS-FM).
 
     Takes a sample with ``image`` (background) and ``image_foreground``, both float32 [C, D, H, W]; leaves ``image`` =
@@ -33,16 +35,16 @@ class VolumeFusion(AbstractTransform):
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__(params)
-        self.settings = fusion_of(params)
+        mistakes: list[str] = []
+        dataset = Section(params, "dataset", mistakes)
+        values = dataset.read((*VolumeFusion.keys, SAMPLE_KEYS[0]))
+        VolumeFusion.check(values, values["crop_size"], dataset)
+        if mistakes:
+            raise ConfigError(mistakes)
+        self.method = VolumeFusion(values)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        foreground = sample.pop("image_foreground")
-        background = sample["image"]
-        shape = background.shape[1:]
+        crops = [sample["image"], sample.pop("image_foreground")]
         rng = np.random.default_rng(np.random.randint(0, 2**32, size=4, dtype=np.uint32))
-        patches = draw_patches(rng, shape, self.settings)
-        label = paint_labels(patches, shape)
-        sample["VF_Param"] = json.dumps(patches)
-        sample["image"] = fuse(background, foreground, label, self.settings.classes)
-        sample["label"] = label[None]
-        return sample
+        fused = self.method.sample(crops, rng)
+        return {**sample, "image": fused["image"], "label": fused["label"], "VF_Param": json.dumps(fused["patches"])}

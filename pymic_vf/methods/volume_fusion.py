@@ -1,26 +1,28 @@
 """Volume Fusion: the sample generator of MIS-FM (section 3.1, eq. 1, Algorithm 1). Arrays and a generator, no files.
 
-Random boxes of a foreground sub-volume are mixed into a background sub-volume of another scan, each with a coefficient
-from {1/K, ..., 1}; the network then has to tell every voxel's coefficient, as a segmentation with K + 1 classes.
+Random boxes of a foreground crop are mixed into a background crop of another scan, each with a coefficient
+from {1/K, ..., 1}; the network then has to name every voxel's coefficient, as a segmentation with K + 1 classes.
 First all parameters of a sample are drawn (:func:`draw_patches`), then they are applied (:func:`fuse`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Triple = tuple[int, int, int]
+from pymic_vf.keys import Key, Section, list_of, whole
+from pymic_vf.methods.method import SEGMENTATION, Method, Panel
+from pymic_vf.sizes import AXES, Size
 
 
 class Patch(NamedTuple):
     """One foreground patch: its first voxel (z, y, x), its size (d, h, w) and its class k, with coefficient k/K."""
 
-    start: Triple
-    size: Triple
+    start: Size
+    size: Size
     label: int
 
 
@@ -37,8 +39,8 @@ class FusionSettings:
 
     classes: int = 4
     patch_number: tuple[int, int] = (10, 40)
-    patch_size_min: Triple = (8, 8, 8)
-    patch_size_max: Triple = (40, 80, 80)
+    patch_size_min: Size = (8, 8, 8)
+    patch_size_max: Size = (40, 80, 80)
 
 
 def draw_patches(rng: np.random.Generator, shape: Sequence[int], settings: FusionSettings) -> list[Patch]:
@@ -46,7 +48,7 @@ def draw_patches(rng: np.random.Generator, shape: Sequence[int], settings: Fusio
 
     Args:
         rng: where all randomness comes from.
-        shape: the sub-volume's (D, H, W); no patch may be larger.
+        shape: the crop's (D, H, W); no patch may be larger.
         settings: K and the ranges.
 
     Returns:
@@ -54,12 +56,10 @@ def draw_patches(rng: np.random.Generator, shape: Sequence[int], settings: Fusio
         label uniform in {1..K}.
 
     Raises:
-        ValueError: the largest patch does not fit the sub-volume.
+        ValueError: the largest patch does not fit the crop.
     """
     if any(largest > available for largest, available in zip(settings.patch_size_max, shape, strict=True)):
-        raise ValueError(
-            f"patches of up to {list(settings.patch_size_max)} voxels do not fit a sub-volume of {list(shape)}"
-        )
+        raise ValueError(f"patches of up to {list(settings.patch_size_max)} voxels do not fit a crop of {list(shape)}")
     m0, m1 = settings.patch_number
     count = int(rng.integers(m0, m1, endpoint=True))
     sizes = rng.integers(settings.patch_size_min, settings.patch_size_max, size=(count, 3), endpoint=True)
@@ -106,3 +106,60 @@ def fuse(background: np.ndarray, foreground: np.ndarray, label: np.ndarray, clas
     alpha *= background.astype(np.float32, copy=False)  # in place: new memory costs more than the arithmetic
     fused += alpha
     return fused
+
+
+class VolumeFusion(Method):
+    """``method_name = VF``: the network segments the fusion coefficients."""
+
+    title = "Volume Fusion"
+    task = SEGMENTATION
+    scans_per_sample = 2
+    keys = (
+        Key("VF_foreground_classes", whole(1, 255), "K; `[network] class_num` must be K + 1", 4),
+        Key("VF_patch_number", list_of(whole(0), 2), "fewest and most patches", (10, 40)),
+        Key("VF_patch_size_min", list_of(whole(1), 3), "smallest patch, in voxels", (8, 8, 8)),
+        Key("VF_patch_size_max", list_of(whole(1), 3), "largest patch, in voxels", (40, 80, 80)),
+    )
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.settings = FusionSettings(*(values[key.name] for key in self.keys))
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], crop_size: Size, dataset: Section) -> None:
+        """The ranges of patches must be ranges, and the largest patch must fit the crop."""
+        fewest, most = values["VF_patch_number"]
+        smallest, largest = values["VF_patch_size_min"], values["VF_patch_size_max"]
+        if fewest > most:
+            dataset.wrong("VF_patch_number", "must be [fewest, most] with fewest <= most")
+        if axes := _axes_above(smallest, largest):
+            dataset.wrong("VF_patch_size_min", f"must not exceed VF_patch_size_max = {list(largest)} ({axes})")
+        if axes := _axes_above(largest, crop_size):
+            dataset.wrong("VF_patch_size_max", f"must not exceed crop_size = {list(crop_size)} ({axes})")
+
+    def sample(self, crops: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
+        """X and Y of Algorithm 1 from the background and the foreground; ``patches`` is what was drawn."""
+        background, foreground = crops
+        shape = background.shape[1:]
+        patches = draw_patches(rng, shape, self.settings)
+        label = paint_labels(patches, shape)
+        fused = fuse(background, foreground, label, self.settings.classes)
+        return {"image": fused, "label": label[None], "patches": patches}
+
+    def class_names(self, in_chns: int) -> list[str]:  # noqa: ARG002
+        """The fusion coefficients 0/K to K/K."""
+        return [f"{k}/{self.settings.classes}" for k in range(self.settings.classes + 1)]
+
+    def panels(self, crops: Sequence[np.ndarray], sample: Mapping[str, Any]) -> list[Panel]:
+        """Figure 2 of the paper."""
+        image, label = sample["image"][0], sample["label"][0]
+        return [
+            Panel("background", "$I_b$", crops[0][0]),
+            Panel("foreground", "$I_f$", crops[1][0]),
+            Panel("fusion coefficients", r"$\alpha$", None, label),
+            Panel("fused image", r"$X = \alpha I_f + (1 - \alpha) I_b$", image),
+            Panel("label to predict", r"$Y = K \alpha$", image, label),
+        ]
+
+
+def _axes_above(sizes: Sequence[int], limits: Sequence[int]) -> str:
+    return ", ".join(axis for axis, size, limit in zip(AXES, sizes, limits, strict=True) if size > limit)

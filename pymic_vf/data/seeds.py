@@ -1,4 +1,4 @@
-"""Randomness that depends on a seed and a sample's number alone."""
+"""Randomness that follows from a seed and a sample's number alone."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pymic_vf.data.random_state import VALID, seeded
+from pymic_vf.data.samples import Samples, SampleTransforms
 from pymic_vf.data.scan import UnusableScanError
-from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
+from pymic_vf.data.seeds import VALID, seeded
 from pymic_vf.errors import UserError
 
 CROP = (4, 5, 6)
@@ -34,8 +34,17 @@ class Volumes:
         return self.volumes[index][(slice(None), *(slice(s, s + n) for s, n in zip(start, size, strict=True)))].copy()
 
 
-def samples(reader: Volumes, before=(), after=(), seed: int = 0, **options) -> FusedSamples:
-    return FusedSamples(reader, CROP, SampleTransforms(before, lambda sample: sample, after), seed, **options)
+class Both:
+    """In the stead of a method: both crops stay to be seen."""
+
+    scans_per_sample = 2
+
+    def sample(self, crops, rng) -> dict:
+        return {"image": crops[0], "other": crops[1], "draw": rng.random()}
+
+
+def samples(reader: Volumes, before=(), after=(), seed: int = 0, method=None, **options) -> Samples:
+    return Samples(reader, CROP, method or Both(), SampleTransforms(before, after), seed, **options)
 
 
 def volume_of(voxels: np.ndarray) -> int:
@@ -44,7 +53,7 @@ def volume_of(voxels: np.ndarray) -> int:
 
 def test_the_two_scans_always_differ_and_all_are_used():
     data = samples(Volumes(*[(6, 7, 8)] * 3))
-    pairs = [(volume_of(s["image"]), volume_of(s["image_foreground"])) for s in (data[k] for k in range(600))]
+    pairs = [(volume_of(s["image"]), volume_of(s["other"])) for s in (data[k] for k in range(600))]
     assert all(a != b for a, b in pairs)
     assert [sorted(a for a, _ in pairs[i : i + 3]) for i in range(0, 600, 3)] == [[0, 1, 2]] * 200
     # 6 ordered pairs, each with probability 1/6 in 600 draws: 5 standard deviations of 9.1
@@ -79,18 +88,18 @@ def test_sample_depends_on_seed_stream_and_number_alone():
         assert not np.array_equal(data[k]["image"], alone["image"])
     again = data[7]
     assert np.array_equal(again["image"], alone["image"])
-    assert np.array_equal(again["image_foreground"], alone["image_foreground"])
+    assert np.array_equal(again["other"], alone["other"])
     others = samples(data.reader, [noise], seed=1)[7], samples(data.reader, [noise], stream=VALID)[7]
     assert not any(np.array_equal(other["image"], alone["image"]) for other in others)
 
 
-def test_sub_volumes_draw_for_themselves():
+def test_crops_draw_for_themselves():
     def constant(sample):
         sample["image"] = np.full_like(sample["image"], random.random())
         return sample
 
     sample = samples(Volumes((9, 9, 9), (9, 9, 9)), before=[constant])[0]
-    assert sample["image"].flat[0] != sample["image_foreground"].flat[0]
+    assert sample["image"].flat[0] != sample["other"].flat[0]
 
 
 def test_the_process_goes_on_as_if_no_sample_had_been_made():
@@ -110,7 +119,7 @@ def test_transforms_that_change_the_size_are_named():
         return {**sample, "image": sample["image"][:, 1:]}
 
     with pytest.raises(
-        UserError, match=r"must leave sub-volumes of VF_crop_size = \[4, 5, 6\], they leave \[3, 5, 6\]"
+        UserError, match=r"must leave crops of crop_size = \[4, 5, 6\], they leave \[3, 5, 6\]"
     ):
         samples(Volumes((9, 9, 9), (9, 9, 9)), before=[shrink])[0]
 
@@ -131,9 +140,33 @@ class Shrinking(Volumes):
 
 
 def test_a_scan_replaced_by_a_smaller_one_while_it_is_read():
-    place = np.full(3, 0.999)  # at the far end, where the smaller one has nothing
+    position = np.full(3, 0.999)  # at the far end, where the smaller one has nothing
     data = samples(Shrinking(2, (4, 5, 9), (4, 5, 9)))
-    assert data._crop(0, place).shape == (1, *CROP)
+    assert data._crop(0, position).shape == (1, *CROP)
     assert data.reader.shape(0) == (1, 4, 5, 7)
     with pytest.raises(UnusableScanError, match="changes its size again and again"):
-        samples(Shrinking(9, (4, 5, 20), (4, 5, 9)))._crop(0, place)
+        samples(Shrinking(9, (4, 5, 20), (4, 5, 9)))._crop(0, position)
+
+
+def test_a_sample_of_three_scans_takes_three_different_ones():
+    class Three(Both):
+        scans_per_sample = 3
+
+        def sample(self, crops, rng) -> dict:
+            return {"image": crops[0], "scans": tuple(volume_of(crop) for crop in crops)}
+
+    data = samples(Volumes(*[(6, 7, 8)] * 4), method=Three())
+    counts = Counter(data[k]["scans"] for k in range(960))
+    assert all(len(set(scans)) == 3 for scans in counts) and len(counts) == 24
+    # 24 ordered triples, each with probability 1/24 in 960 draws: 5 standard deviations of 6.2
+    assert all(abs(count - 40) < 31 for count in counts.values())
+
+
+def test_the_crops_of_a_sample_and_what_the_method_made_of_them():
+    def double(sample):
+        return {**sample, "image": 2 * sample["image"]}
+
+    data = samples(Volumes((9, 9, 9), (9, 9, 9)), after=[double])
+    crops, made, whole = data.crops(5), data.method_sample(5), data[5]
+    assert np.array_equal(crops[0], made["image"]) and np.array_equal(crops[1], made["other"])
+    assert np.array_equal(2 * made["image"], whole["image"]) and made["draw"] == whole["draw"]

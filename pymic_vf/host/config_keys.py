@@ -1,0 +1,110 @@
+"""The keys of PyMIC's sections that a run of ours reads, PyMIC's own among them, a row each.
+
+The keys of a method are in its file in methods/, those of PCT-Net in networks/settings.py, how a network is run in
+execution.py, and the windows of the inference in inference_settings.py.
+"""
+
+from __future__ import annotations
+
+from pymic_vf.host.execution import EXECUTION_KEYS
+from pymic_vf.host.inference_settings import INFERENCE_KEYS
+from pymic_vf.keys import Key, anything, either, flag, list_of, name_of, names, number, one_of, path, whole
+from pymic_vf.methods import method_class
+from pymic_vf.networks.settings import PCT_NET_KEYS
+
+LARGEST_SEED = 2**32 - 1  # that numpy takes
+
+# [dataset], for every pretraining method of ours
+SAMPLE_KEYS = (
+    Key("crop_size", list_of(whole(1), 3), "depth, height and width of a crop, in voxels", (64, 128, 128),
+        former="VF_crop_size"),
+    Key("volume_transform", names(), "PyMIC transforms of a whole volume, before crops are taken", ()),
+    Key("train_transform", names(), "the method's name, before it transforms of each crop, after it of the sample; "
+        "by default the method alone, for a segmentation with LabelToProbability"),
+    Key("valid_transform", names(), "the same for the validation samples; by default as train_transform"),
+    Key("valid_samples", whole(1), "samples of a validation, the same each time", 32, former="VF_valid_samples"),
+    Key("cache_dir", path("a folder"), "keeps each decoded scan in compressed chunks, from which a crop reads its own "
+        "voxels alone", former="VF_cache_dir"),
+    Key("cache_max_gib", number(0, 1e9), "what that folder may take, in GiB; further scans are decoded as without it",
+        former="VF_cache_max_gib"),
+    Key("max_bad_fraction", number(0, 1), "scans that cannot be used are left out, named in the log and in "
+        "`unusable_scans.csv`; more than this share ends the run", 0.05, former="VF_max_bad_fraction"),
+)  # fmt: skip
+
+# [dataset], PyMIC's, as a pretraining reads them
+DATASET_KEYS = (
+    Key("tensor_type", one_of("float", "double"), "float or double", required=True),
+    Key("train_dir", path("a folder"), "the folder that the names in the csv files are relative to", required=True),
+    Key("train_csv", path("a csv file"), "the list of the scans, column `image`", required=True),
+    Key("valid_dir", path("a folder"), "the folder of the validation scans; by default train_dir"),
+    Key("valid_csv", path("a csv file"), "other scans, of which every validation sees the same samples"),
+    Key("train_batch_size", whole(1), "samples an iteration, of all processes together", required=True),
+    Key("valid_batch_size", whole(1), "samples at once in a validation", 1, none_is_absent=False),
+    Key("num_worker", whole(0), "processes that make samples, for each process of the training", 8),
+    Key("modal_num", whole(1), "image files of a scan: the first columns of the csv", 1),
+)
+
+# [training], PyMIC's
+SEED_AND_FOLDER = (
+    Key("random_seed", whole(0, LARGEST_SEED), "initial weights and samples follow from it", 1, none_is_absent=False),
+    Key("ckpt_dir", path("a folder"), "the folder for checkpoints and logs", required=True),
+)
+TRAINING_KEYS = (
+    *SEED_AND_FOLDER,
+    Key("gpus", list_of(whole(0)), "the CUDA devices, such as [0]", required=True),
+    Key("optimizer", name_of("Adam", "SGD", "RMSprop", "Adadelta", "Adagrad", "Adamax", "ASGD", "LBFGS", "Rprop",
+        "SparseAdam"), "such as Adam", required=True),
+    Key("learning_rate", number(0), "a number", required=True),
+    Key("momentum", number(0), "a number, which SGD and RMSprop use", required=True),
+    Key("weight_decay", number(0), "a number", required=True),
+    Key("lr_scheduler", name_of("StepLR", "MultiStepLR", "PolynomialLR", "CosineAnnealingLR", "ReduceLROnPlateau"),
+        "PyMIC needs one; for a constant rate StepLR with lr_gamma = 1.0", required=True),
+    Key("loss_type", names(), "such as [DiceLoss, CrossEntropyLoss]", required=True),
+    Key("loss_weight", list_of(number()), "a weight for each of several losses"),
+    Key("deep_supervise", flag(), "the loss of every output of a network that has several", False),
+    Key("iter_max", whole(1), "the number of iterations", 1, required=True),
+    Key("iter_valid", whole(1), "iterations between two validations, log lines and steps of the scheduler", 1,
+        required=True),
+    Key("iter_save", either(whole(1), list_of(whole(1))), "iterations between two checkpoints, or their list; by "
+        "default the last alone"),
+    Key("early_stop_patience", whole(1), "iterations without a better validation after which PyMIC stops"),
+    Key("ckpt_init_name", path("a checkpoint"), "where the weights come from, relative to ckpt_dir, or absolute; "
+        "`FOLDER/latest` is the last checkpoint of a run"),
+    Key("ckpt_init_mode", one_of(0, 1), "0: its weights alone; 1: resume that run", 0),
+)  # fmt: skip
+SCHEDULER_KEYS = {
+    "steplr": (Key("lr_step", number(1), "lr_scheduler = StepLR needs it", required=True),
+               Key("lr_gamma", number(0), "lr_scheduler = StepLR needs it", required=True)),
+    "multisteplr": (Key("lr_milestones", list_of(whole(1)), "lr_scheduler = MultiStepLR needs it", required=True),
+                    Key("lr_gamma", number(0), "lr_scheduler = MultiStepLR needs it", required=True)),
+    "polynomiallr": (Key("lr_power", number(0), "lr_scheduler = PolynomialLR needs it", required=True),),
+    "cosineannealinglr": (Key("lr_min", number(0), "the last rate", 0),),
+    "reducelronplateau": (
+        Key("ReduceLROnPlateau_patience", number(0), "lr_scheduler = ReduceLROnPlateau needs it", required=True),
+        Key("lr_gamma", number(0), "lr_scheduler = ReduceLROnPlateau needs it", required=True)),
+}  # fmt: skip
+
+# [network], PyMIC's
+NETWORK_KEYS = (
+    Key("net_type", anything(), "such as PCTNet", required=True),
+    Key("class_num", whole(1), "channels of the network's output", required=True),
+    Key("in_chns", whole(1), "channels of its input; by default modal_num"),
+)
+
+
+def key_tables(name: str) -> dict[str, tuple[Key, ...]]:
+    """The keys of a method or a network of ours, or ``inference``, by what they are for.
+
+    Args:
+        name: a method's, ``PCTNet`` or ``inference``.
+    """
+    if name == "inference":
+        return {"[testing] of the inference": INFERENCE_KEYS}
+    if name == "PCTNet":
+        return {"[network] of PCTNet": PCT_NET_KEYS, "[network] of how it is run": EXECUTION_KEYS}
+    return {
+        f"[dataset] of {name}": method_class(name).keys,
+        "[dataset] of every method": SAMPLE_KEYS,
+        "[dataset] of PyMIC, as a pretraining reads it": DATASET_KEYS,
+        "[training] of PyMIC": TRAINING_KEYS,
+    }
