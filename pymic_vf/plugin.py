@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from pymic_vf.methods import METHODS
 
@@ -32,10 +33,11 @@ class Registration:
     registry: str
     name: str
     implementation: str  # "module:class", imported when PyMIC's registry is there
+    is_lazy: bool = False  # or a function of that module, imported when it is called
 
     def apply(self, host: ModuleType) -> None:
         registry = getattr(host, self.registry)
-        implementation = _load(self.implementation)
+        implementation = _imported_when_called(self.implementation) if self.is_lazy else _load(self.implementation)
         present = registry.setdefault(self.name, implementation)
         if present is not implementation:
             log.warning(
@@ -70,7 +72,9 @@ REGISTRATIONS = (
     Registration("pymic.net.net_dict_seg", "SegNetDict", "PCTNet", "pymic_vf.networks.pct_net:PCTNet"),
     Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.host.transforms:VolumeFusionTransform"),
     *(
-        Registration("pymic.net_run.self_sup", "SelfSupMethodDict", name, "pymic_vf.host.agents:pretraining_agent")
+        Registration(
+            "pymic.net_run.self_sup", "SelfSupMethodDict", name, "pymic_vf.host.agents:pretraining_agent", is_lazy=True
+        )
         for name in METHODS
     ),
 )
@@ -143,6 +147,15 @@ def _apply_what_is_ready(_imported: ModuleType | None = None) -> None:
             row.apply(host)
         except Exception as error:
             warnings.warn(f"pymic_vf: {row} failed and is left out: {error!r}", stacklevel=2)
+
+
+def _imported_when_called(implementation: str) -> Callable:
+    """A function in whose stead the implementation is called: what only a pretraining needs costs others no time."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        return _load(implementation)(*args, **options)
+
+    return call
 
 
 def _load(implementation: str) -> Callable:

@@ -38,7 +38,10 @@ PRETRAINING_MISTAKES = [
         "VF_crop_size must be a list of 3 whole numbers of at least 1, got [16, 32]",
     ),
     ({"dataset": {"train_transform": ["LabelToProbability"]}}, "train_transform must have VF exactly once"),
-    ({"dataset": {"train_transform": ["LabelToProbability", "VF"]}}, "must have LabelToProbability exactly once, after VF"),
+    (
+        {"dataset": {"train_transform": ["LabelToProbability", "VF"]}},
+        "must have LabelToProbability exactly once, after VF",
+    ),
     (
         {"dataset": {"volume_transform": ["Rescal"]}},
         "volume_transform: there is no transform Rescal (did you mean Rescale?)",

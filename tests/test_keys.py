@@ -43,9 +43,7 @@ def test_a_value_its_default_and_its_mistake():
     assert section().read_key(SIZE) == (64, 128, 128)
     wrong = section(crop_size=[1, 2])
     assert wrong.read_key(SIZE) == (64, 128, 128)
-    assert wrong.mistakes == [
-        "[dataset] crop_size must be a list of 3 whole numbers of at least 1, got [1, 2]"
-    ]
+    assert wrong.mistakes == ["[dataset] crop_size must be a list of 3 whole numbers of at least 1, got [1, 2]"]
 
 
 def test_a_former_name_goes_on_working():

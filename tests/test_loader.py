@@ -114,5 +114,5 @@ def test_a_mistake_in_a_worker_comes_without_its_traceback(tmp_path: Path):
         def __getitem__(self, number: int) -> dict:
             raise UserError("the scan is gone")
 
-    with pytest.raises(UserError, match="^the scan is gone$"):
+    with pytest.raises(UserError, match=r"^the scan is gone$"):
         list(loader(Wrong(), workers=1))

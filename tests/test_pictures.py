@@ -128,7 +128,9 @@ def test_shapes_that_differ_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"one shape, got .*'truth': \(12, 20, 23\)"):
         draw_overlays(np.zeros(SHAPE), np.zeros(SHAPE)[..., 1:], {}, [], tmp_path / "x.png")
     with pytest.raises(ValueError, match="one shape"):
-        draw_sample([Panel("a", image=np.zeros(SHAPE)), Panel("b", image=np.zeros((2, 3, 4)))], [], tmp_path / "x.png", "")
+        draw_sample(
+            [Panel("a", image=np.zeros(SHAPE)), Panel("b", image=np.zeros((2, 3, 4)))], [], tmp_path / "x.png", ""
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -10,9 +10,10 @@ from pymic.net_run.agent_seg import SegmentationAgent
 from pymic.net.net_dict_seg import SegNetDict
 from pymic.transform.trans_dict import TransformDict
 from pymic.net_run.self_sup import SelfSupMethodDict
-print(SegNetDict["PCTNet"].__module__, TransformDict["VF"].__module__, SelfSupMethodDict["VF"].__module__)
+ours = (name for name, method in SelfSupMethodDict.items() if method.__module__.startswith("pymic_vf"))
+print(SegNetDict["PCTNet"].__module__, TransformDict["VF"].__module__, *sorted(ours))
 """
-WHERE = "pymic_vf.networks.pct_net pymic_vf.host.transforms pymic_vf.host.agents"
+WHERE = "pymic_vf.networks.pct_net pymic_vf.host.transforms Genesis MIM PatchSwap VF"
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,13 @@ def test_torch_alone_stays_alone(run):
     names = ("pymic", "pymic_vf", "SimpleITK", "pandas", "timm", "matplotlib")
     done = run("python", "-c", script.format(names=names))
     assert done.stdout.split() == ["pymic_vf", "pymic_vf._version", "pymic_vf.methods", "pymic_vf.plugin"]
+
+
+def test_a_command_imports_what_a_pretraining_needs_only_for_one(run):
+    script = "import pymic.net_run.train, sys\nprint(*sorted(m for m in sys.modules if m in {names}))"
+    names = ("blosc2", "h5py", "matplotlib", "pymic_vf.host.agents", "pymic_vf.host.compat", "pymic_vf.methods")
+    done = run("python", "-c", script.format(names=names))
+    assert done.stdout.split() == ["pymic_vf.host.compat", "pymic_vf.methods"]
 
 
 def test_a_name_that_pymic_has_is_reported_and_kept(run):

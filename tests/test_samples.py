@@ -118,9 +118,7 @@ def test_transforms_that_change_the_size_are_named():
     def shrink(sample):
         return {**sample, "image": sample["image"][:, 1:]}
 
-    with pytest.raises(
-        UserError, match=r"must leave crops of crop_size = \[4, 5, 6\], they leave \[3, 5, 6\]"
-    ):
+    with pytest.raises(UserError, match=r"must leave crops of crop_size = \[4, 5, 6\], they leave \[3, 5, 6\]"):
         samples(Volumes((9, 9, 9), (9, 9, 9)), before=[shrink])[0]
 
 
@@ -152,7 +150,7 @@ def test_a_sample_of_three_scans_takes_three_different_ones():
     class Three(Both):
         scans_per_sample = 3
 
-        def sample(self, crops, rng) -> dict:
+        def sample(self, crops, _rng) -> dict:
             return {"image": crops[0], "scans": tuple(volume_of(crop) for crop in crops)}
 
     data = samples(Volumes(*[(6, 7, 8)] * 4), method=Three())

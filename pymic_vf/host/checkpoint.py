@@ -110,7 +110,9 @@ def _latest_checkpoint(folder: Path) -> Path:
     notes = sorted(folder.glob("*_latest.txt"))
     if len(notes) != 1:
         found = "none" if not notes else ", ".join(note.name for note in notes)
-        raise UserError(f"{folder}/{LATEST}: one file PREFIX_latest.txt must name the last checkpoint, there is {found}")
+        raise UserError(
+            f"{folder}/{LATEST}: one file PREFIX_latest.txt must name the last checkpoint, there is {found}"
+        )
     prefix = notes[0].name.removesuffix("_latest.txt")
     checkpoint = folder / f"{prefix}_{notes[0].read_text().strip()}.pt"
     if not checkpoint.is_file():

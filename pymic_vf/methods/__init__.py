@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 METHODS = {
     "VF": "pymic_vf.methods.volume_fusion:VolumeFusion",
     "MIM": "pymic_vf.methods.masked_image:MaskedImageModelling",
+    "Genesis": "pymic_vf.methods.genesis:ModelGenesis",
+    "PatchSwap": "pymic_vf.methods.patch_swap:PatchSwap",
 }
 
 
