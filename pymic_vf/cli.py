@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
     keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
+    keys.add_argument("--markdown", action="store_true", help="as the tables of the README")
     for name in ("train", "test"):  # listed for the help alone, see main
         commands.add_parser(name, help=f"PyMIC's pymic_{name}, with its arguments")
     return parser
@@ -185,8 +186,9 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _keys(options: argparse.Namespace) -> None:
     from pymic_vf.host.config_keys import key_tables
-    from pymic_vf.keys import text_table
+    from pymic_vf.keys import markdown_table, text_table
 
+    table = markdown_table if options.markdown else text_table
     for name in [options.name] if options.name else KEY_TABLES:
         for title, keys in key_tables(name).items():
-            print(f"{title}\n\n{text_table(keys)}\n")
+            print(f"{title}\n\n{table(keys)}\n")

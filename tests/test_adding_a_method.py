@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -59,4 +58,4 @@ def test_its_keys_are_checked(run, folder: Path):
     (folder / "wrong.cfg").write_text(wrong)
     done = run("pymic_train", "wrong.cfg", cwd=folder, env={"PYTHONPATH": str(folder)}, status=1)
     assert "[dataset] Denoising_level must be a number from 0 to 10, got 'loud'" in done.stderr
-    assert "Traceback" not in done.stderr and os.listdir(folder / "model" / "denoising")
+    assert "Traceback" not in done.stderr

@@ -1,9 +1,9 @@
 """Model Genesis: four corruptions, one after the other, and the network restores the crop.
 
-Zhou et al., Models Genesis (Medical Image Analysis 2021): a non-linear map of the intensities, local shuffling of voxels,
-then in-painting or out-painting, each with its probability. Written from the paper's description; departures from it:
-a crop may have any range of intensities (the paper's is 0 to 1), which ``Genesis_range`` names, and every box that
-out-painting keeps has sides from 4/7 of the crop's up to it, which the paper says of the first.
+Zhou et al., Models Genesis (Medical Image Analysis 2021): a non-linear map of the intensities, local shuffling of
+voxels, then in-painting or out-painting, each with its probability. Written from the paper's description; departures
+from it: a crop may have any range of intensities (the paper's is 0 to 1), which ``Genesis_range`` names, and every box
+that out-painting keeps has sides from 4/7 of the crop's up to it, which the paper says of the first.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class ModelGenesis(Method):
         Key("Genesis_paint", number(0, 1), "probability of in- or out-painting: 0.9"),
         Key("Genesis_inner", number(0, 1), "share of in-painting among these: 0.2 or 0.8"),
         Key("Genesis_windows", list_of(whole(1), 2), "fewest and most windows of a shuffling: 10,000 or 32 to 64"),
-        Key("Genesis_window_size", list_of(whole(1), 3), "of a window, in voxels: up to a tenth of the crop's sides, or "
-            "[8, 16, 16]"),
+        Key("Genesis_window_size", list_of(whole(1), 3), "of a window, in voxels: up to a tenth of the crop's sides, "
+            "or [8, 16, 16]"),
     )  # fmt: skip
 
     def __init__(self, values: Mapping[str, Any]) -> None:
