@@ -1,12 +1,10 @@
-"""The sliding window against PyMIC's own ``Inferer``, which is the oracle."""
+"""The sliding window against PyMIC's own ``Inferer`` and against a plain definition in float64."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import random
-import re
 from collections import Counter
 
 import numpy as np
@@ -15,12 +13,10 @@ import torch
 from pymic.net_run.infer_func import Inferer
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.host import inference
-from pymic_vf.host.inference import SlidingWindowInferer, inferer_for, window_starts
-from pymic_vf.host.inference_settings import InferenceSettings, parse_inference
+from pymic_vf.host.inference import SlidingWindowInferer, inferer_for
+from pymic_vf.host.inference_settings import InferenceSettings
 
 CLASSES = 3
 
@@ -29,10 +25,10 @@ class Network:
     """A deterministic network that sees where in a window it is, and keeps the windows it was given.
 
     Args:
-        strides: one output each, pooled by that much; None for a single tensor.
+        strides: one output each, pooled by that much; none for a single tensor.
     """
 
-    def __init__(self, strides: tuple = ()) -> None:
+    def __init__(self, *strides) -> None:
         self.strides = strides
         self.seen: list[torch.Tensor] = []
 
@@ -41,62 +37,56 @@ class Network:
         ramp = sum(torch.linspace(0, 1, n).view([-1 if i == axis else 1 for i in range(3)])
                    for axis, n in enumerate(x.shape[2:]))  # fmt: skip
         y = torch.cat([x * ramp, x.roll(1, -1) - 0.5 * x.roll(1, -2), x.roll(2, -3) * x], dim=1)
-        if not self.strides:
-            return y
-        return [F.avg_pool3d(y, stride, ceil_mode=True) for stride in self.strides]
-
-    @property
-    def windows(self) -> torch.Tensor:
-        return torch.cat(self.seen)
+        return [F.avg_pool3d(y, stride, ceil_mode=True) for stride in self.strides] if self.strides else y
 
 
-def stock(model: Network, image: torch.Tensor, window, stride, batch: int = 1, tta_mode: int = 0):
+def stock(model, image, window, stride, tta_mode: int = 0):
     config = {"sliding_window_enable": True, "sliding_window_size": list(window), "class_num": CLASSES,
-              "sliding_window_stride": list(stride), "sliding_window_batch": batch, "tta_mode": tta_mode}  # fmt: skip
+              "sliding_window_stride": list(stride), "tta_mode": tta_mode}  # fmt: skip
     return Inferer(config).run(model, image)
 
 
-def fast(model: Network, image: torch.Tensor, window, stride, batch: int = 4, tta_mode: int = 0):
+def fast(model, image, window, stride, tta_mode: int = 0, batch: int = 4):
     return SlidingWindowInferer(InferenceSettings(tuple(window), tuple(stride), batch, tta_mode)).run(model, image)
 
 
-def plain(model: Network, image: torch.Tensor, window, stride, flips=()) -> list[torch.Tensor]:
+def distinct_starts(size: int, window: int, stride: int) -> list[int]:
+    return sorted({min(start, size - window) for start in range(0, size, stride)})
+
+
+def plain(model, image, window, stride, flips=()) -> list[torch.Tensor]:
     """The definition, in float64: each distinct window once, its outputs weighted by PyMIC's map, sums divided."""
     image = image.flip(flips)
     delta = np.zeros(window)
     delta[tuple(w // 2 for w in window)] = 1
     full = torch.from_numpy(gaussian_filter(delta, [w / 8 for w in window], mode="constant"))
-    axes = zip(image.shape[2:], window, stride, strict=True)
-    sums, weights = None, None
-    for corner in itertools.product(*({min(s, n - w) for s in range(0, n, t)} for n, w, t in axes)):
+    sums, weights = {}, {}
+    for corner in itertools.product(*map(distinct_starts, image.shape[2:], window, stride)):
         crop = image[(..., *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))]
-        outputs = [x.double() for x in model(crop)]
-        scales = [[a / b for a, b in zip(x.shape[2:], window, strict=True)] for x in outputs]
-        if sums is None:
-            sizes = [[int(n * k) for n, k in zip(image.shape[2:], scale, strict=True)] for scale in scales]
-            sums = [x.new_zeros(*x.shape[:2], *size) for x, size in zip(outputs, sizes, strict=True)]
-            weights = [torch.zeros_like(x) for x in sums]
-        for i, (x, scale) in enumerate(zip(outputs, scales, strict=True)):
-            start = [int(c * k) for c, k in zip(corner, scale, strict=True)]
-            region = (..., *(slice(a, a + n) for a, n in zip(start, x.shape[2:], strict=True)))
-            gaussian = F.interpolate(full[None, None], scale_factor=scale)
-            sums[i][region] += gaussian * x
-            weights[i][region] += gaussian
-    return [(x / w).flip(flips) for x, w in zip(sums, weights, strict=True)]
+        for i, output in enumerate(model(crop)):
+            size = output.shape[2:]
+            gaussian = F.interpolate(full[None, None], size)
+            whole = [n * o // w for n, o, w in zip(image.shape[2:], size, window, strict=True)]
+            start = [c * o // w for c, o, w in zip(corner, size, window, strict=True)]
+            region = (..., *(slice(a, a + o) for a, o in zip(start, size, strict=True)))
+            sums.setdefault(i, torch.zeros(*output.shape[:2], *whole, dtype=torch.float64))[region] += gaussian * output
+            weights.setdefault(i, torch.zeros(1, 1, *whole, dtype=torch.float64))[region] += gaussian
+    return [(sums[i] / weights[i]).flip(flips).float() for i in sums]
 
 
 def assert_same(ours, theirs) -> None:
+    """Equal to 1e-5 of the largest value: some tens of float32 additions of numbers of that size."""
     assert type(ours) is type(theirs)
     ours, theirs = ([x] if isinstance(x, torch.Tensor) else x for x in (ours, theirs))
     assert [x.shape for x in ours] == [x.shape for x in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == b.dtype == torch.float32
-        # some tens of float32 additions of numbers of this size
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-def random_case(rng: random.Random, distinct: bool, multiple_of: int = 1) -> tuple[list[int], list[int], list[int]]:
-    """Size, window and stride of a volume on whose grid no two of PyMIC's windows coincide, or some do."""
+def random_case(seed: int, distinct: bool, multiple_of: int = 1):
+    """Image, window and stride; on their grid no two of PyMIC's windows coincide, or some do."""
+    rng = random.Random(seed)
     while True:
         window = [rng.randrange(multiple_of, 13, multiple_of) for _ in range(3)]
         stride = [rng.randint(max(1, w // 3), w) for w in window]
@@ -104,75 +94,41 @@ def random_case(rng: random.Random, distinct: bool, multiple_of: int = 1) -> tup
         starts = [[min(s, n - w) for s in range(0, n, t)] for n, w, t in zip(size, window, stride, strict=True)]
         unique = all(len(set(axis)) == len(axis) for axis in starts)
         if unique == distinct and size != window and math.prod(map(len, starts)) <= 80:
-            return size, window, stride
+            return torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(seed)), window, stride
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_equals_pymic_where_no_windows_coincide(seed):
-    size, window, stride = random_case(random.Random(seed), distinct=True)
-    image = torch.randn(1, 1, *size)
-    assert_same(fast(Network(), image, window, stride), stock(Network(), image, window, stride))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_equals_pymic_with_flips(seed):
-    size, window, stride = random_case(random.Random(seed), distinct=True)
-    args = (torch.randn(1, 1, *size), window, stride)
-    assert_same(fast(Network(), *args, tta_mode=1), stock(Network(), *args, tta_mode=1))
-
-
-@pytest.mark.parametrize(("size", "window", "stride"), [((8, 7, 8), 5, 4), ((12, 6, 18), 6, 6), ((7, 8, 14), 7, 7)])
-def test_equals_pymic_with_turned_views(size, window, stride):
-    args = (torch.randn(1, 1, *size), [window] * 3, [stride] * 3)
-    assert_same(fast(Network(), *args, tta_mode=2), stock(Network(), *args, tta_mode=2))
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_equals_the_definition_where_windows_coincide(seed):
-    size, window, stride = random_case(random.Random(seed), distinct=False, multiple_of=4)
-    image, strides = torch.randn(1, 1, *size), (1, (1, 2, 2), (2, 4, 4))
-    args = (image, window, stride)
-    assert_same(fast(Network(strides), *args), [x.float() for x in plain(Network(strides), *args)])
-    views = [plain(Network(strides), *args, flips) for flips in ((), (-2,), (-1,), (-2, -1))]
-    means = [(sum(outputs) / 4).float() for outputs in zip(*views, strict=True)]
-    assert_same(fast(Network(strides), *args, tta_mode=1), means)
+@pytest.mark.parametrize("tta_mode", [0, 1])
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_pymic_where_no_windows_coincide(seed, tta_mode):
+    case = random_case(seed, distinct=True)
+    assert_same(fast(Network(), *case, tta_mode), stock(Network(), *case, tta_mode))
 
 
 @pytest.mark.parametrize("tta_mode", [0, 1])
 @pytest.mark.parametrize("seed", range(6))
-def test_lists_of_outputs_equal_pymic(seed, tta_mode):
-    size, window, stride = random_case(random.Random(seed), distinct=True, multiple_of=4)
-    image = torch.randn(1, 1, *size)
+def test_lists_of_outputs_equal_pymics(seed, tta_mode):
+    case = random_case(seed, distinct=True, multiple_of=4)
     strides = (1, (1, 2, 2), (2, 4, 4), 4)
-    args = (image, window, stride)
-    assert_same(fast(Network(strides), *args, tta_mode=tta_mode), stock(Network(strides), *args, tta_mode=tta_mode))
+    assert_same(fast(Network(*strides), *case, tta_mode), stock(Network(*strides), *case, tta_mode))
 
 
-def test_a_list_of_one_output_is_what_pymic_makes_of_it():
-    image = torch.randn(1, 1, 8, 8, 8)
-    for window in ([4, 4, 4], [8, 8, 8]):
-        args = (image, window, window)
-        assert_same(fast(Network((1,)), *args), stock(Network((1,)), *args))
+@pytest.mark.parametrize(("size", "window", "stride"), [((8, 7, 8), 5, 4), ((12, 6, 18), 6, 6), ((7, 8, 14), 7, 7)])
+def test_turned_views_equal_pymics(size, window, stride):
+    case = torch.randn(1, 1, *size), [window] * 3, [stride] * 3
+    assert_same(fast(Network(), *case, tta_mode=2), stock(Network(), *case, tta_mode=2))
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_every_distinct_window_is_seen_once(seed):
-    size, window, stride = random_case(random.Random(seed), distinct=False)
-    image = torch.arange(math.prod(size), dtype=torch.float32).view(1, 1, *size)
-    ours, theirs = Network(), Network()
-    fast(ours, image, window, stride)
-    stock(theirs, image, window, stride)
-
-    def corners(model: Network) -> Counter:
-        return Counter(model.windows[:, 0, 0, 0, 0].tolist())
-
-    expected = corners(theirs) - Counter([1.0])  # PyMIC's first call is a volume of ones
-    assert set(corners(ours)) == set(expected)
-    assert set(corners(ours).values()) == {1}
-    assert len(ours.windows) < expected.total()
+def test_equals_the_definition_where_windows_coincide(seed):
+    case = random_case(seed, distinct=False, multiple_of=4)
+    strides = (1, (1, 2, 2), (2, 4, 4))
+    assert_same(fast(Network(*strides), *case), plain(Network(*strides), *case))
+    views = [plain(Network(*strides), *case, flips) for flips in ((), (-2,), (-1,), (-2, -1))]
+    means = [sum(outputs) / 4 for outputs in zip(*views, strict=True)]
+    assert_same(fast(Network(*strides), *case, tta_mode=1), means)
 
 
-def test_class_map_hardly_differs_where_windows_coincide():
+def test_the_class_map_hardly_differs_where_windows_coincide():
     """Logits as a trained network's: some units a class, and off by a few tenths with the place in the window."""
 
     def model(x):
@@ -180,51 +136,84 @@ def test_class_map_hardly_differs_where_windows_coincide():
         return torch.cat([torch.zeros_like(x), 8 * x - 2 + place, -8 * x - 2 + place], dim=1)
 
     blobs = torch.randn(1, 1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-    args = (F.interpolate(blobs, (22, 35, 46), mode="trilinear"), [8, 16, 16], [4, 8, 8])
-    ours, theirs = fast(model, *args), stock(model, *args)
+    case = F.interpolate(blobs, (22, 35, 46), mode="trilinear"), [8, 16, 16], [4, 8, 8]
+    ours, theirs = fast(model, *case), stock(model, *case)
     assert (ours - theirs).abs().max() > 1e-3
     assert [(theirs.argmax(1) == c).any() for c in range(CLASSES)] == [True] * CLASSES
     assert (ours.argmax(1) != theirs.argmax(1)).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_each_distinct_window_is_seen_once(seed):
+    image, window, stride = random_case(seed, distinct=False)
+    image = torch.arange(image.numel(), dtype=torch.float32).view_as(image)
+    model = Network()
+    fast(model, image, window, stride)
+    corners = itertools.product(*map(distinct_starts, image.shape[2:], window, stride))
+    assert Counter(torch.cat(model.seen)[:, 0, 0, 0, 0].int().tolist()) == Counter(
+        int(image[0, 0][corner]) for corner in corners
+    )
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 10, 22, 49, 100, 128, 160])
+def test_the_stride_is_exact(window):
+    seen: list[int] = []
+
+    def model(x):
+        seen.extend(x[:, 0, 0, 0].int().tolist())
+        return x
+
+    for stride in range(1, window + 1):
+        size = window + 2 * stride + 1
+        seen.clear()
+        fast(model, torch.arange(size).float().view(1, 1, size, 1), [window, 1], [stride, 1])
+        assert seen == distinct_starts(size, window, stride), stride
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5, 100])
 def test_batches_of_windows_and_of_images(batch):
     images = torch.randn(3, 1, 9, 8, 7)
-    model = Network((1, 2))
-    together = fast(model, images, [4, 4, 4], [2, 2, 2], batch)
+    model = Network(1, 2)
+    together = fast(model, images, [4, 4, 4], [2, 2, 2], batch=batch)
     calls = [len(windows) for windows in model.seen]
-    places = 4 * 3 * 3  # of which PyMIC has 5 * 4 * 4
-    assert sum(calls) == 3 * places
-    assert len(calls) == math.ceil(3 * places / batch)
-    assert max(calls) - min(calls) <= 1
+    windows = 3 * 4 * 3 * 3
+    assert sum(calls) == windows and max(calls) <= batch and len(calls) == math.ceil(windows / batch)
     for i, output in enumerate(together):
-        alone = torch.cat([fast(Network((1, 2)), image[None], [4, 4, 4], [2, 2, 2])[i] for image in images])
+        alone = torch.cat([fast(Network(1, 2), image[None], [4, 4, 4], [2, 2, 2])[i] for image in images])
         torch.testing.assert_close(output, alone)
 
 
-def test_outputs_of_a_scale_that_floats_round_down():
-    """55 * (6 / 22) is 14.99..., so PyMIC has no room for the last of the six."""
-    args = (torch.randn(1, 1, 55, 4, 4), [22, 4, 4], [11, 4, 4])
-    with pytest.raises(RuntimeError, match="size"):
-        stock(Network((1, (4, 1, 1))), *args)
-    assert [list(x.shape[2:]) for x in fast(Network((1, (4, 1, 1))), *args)] == [[55, 4, 4], [15, 4, 4]]
-
-    def constant(x):
-        return [torch.ones(len(x), 1, 22, 4, 4), torch.ones(len(x), 1, 6, 4, 4)]
-
-    for output in fast(constant, *args):
-        torch.testing.assert_close(output, torch.ones_like(output))
+@pytest.mark.parametrize("size", [55, 66])
+def test_outputs_of_a_scale_that_floats_round_down(size):
+    """55 * (6 / 22) is 14.99..., so PyMIC and MONAI have no room for the last of the six."""
+    case = torch.randn(1, 1, size, 4, 4), [22, 4, 4], [11, 4, 4]
+    strides = (1, (4, 1, 1))
+    if size == 55:
+        with pytest.raises(RuntimeError, match="size"):
+            stock(Network(*strides), *case)
+    assert_same(fast(Network(*strides), *case), plain(Network(*strides), *case))
 
 
-@pytest.mark.parametrize(("size", "window", "stride"), [(300, 256, 200), (9, 1, 1), (512, 3, 3), (257, 128, 127)])
-def test_shares_sum_to_one_everywhere(size, window, stride):
-    starts = inference._output_starts(size, window, stride, False, window)
-    shares = inference._output_shares(size, window, stride, False, window, torch.device("cpu"))
-    total = torch.zeros(size)
-    for start, share in zip(starts, shares, strict=True):
-        total[start : start + window] += share
-    torch.testing.assert_close(total, torch.ones(size))
-    assert (shares > 0).all()
+@pytest.mark.parametrize("stride", [5, 11])
+@pytest.mark.parametrize("size", range(54, 66))
+def test_coarse_outputs_are_in_their_places(size, stride):
+    """A volume of coordinates: every coarse voxel is the coordinate of its centre, to less than its own extent."""
+
+    def model(x):
+        return [x, F.interpolate(x, (6, 2, 4), mode="area")]
+
+    image = torch.arange(size).float().view(1, 1, size, 1, 1).expand(-1, -1, -1, 4, 4)
+    fine, coarse = fast(model, image, [22, 4, 4], [stride, 4, 4])
+    torch.testing.assert_close(fine, image)
+    assert list(coarse.shape[2:]) == [size * 6 // 22, 2, 4]
+    centres = (torch.arange(size * 6 // 22) + 0.5) * 22 / 6 - 0.5
+    assert (coarse - centres.view(-1, 1, 1)).abs().max() < 22 / 6
+
+
+def test_a_list_of_one_output_is_what_pymic_makes_of_it():
+    for window in ([4, 4, 4], [8, 8, 8]):
+        case = torch.randn(1, 1, 8, 8, 8), window, window
+        assert_same(fast(Network(1), *case), stock(Network(1), *case))
 
 
 def test_whole_axes_and_strides_beyond_the_window():
@@ -236,10 +225,10 @@ def test_whole_axes_and_strides_beyond_the_window():
 def test_volumes_within_a_window_go_through_whole():
     image = torch.randn(2, 1, 6, 5, 4)
     for settings in (InferenceSettings(), InferenceSettings((6, 8, 8), (3, 4, 4))):
-        model = Network((1, 2))
+        model = Network(1, 2)
         outputs = SlidingWindowInferer(settings).run(model, image)
         assert [len(x) for x in model.seen] == [2]
-        assert all(torch.equal(a, b) for a, b in zip(outputs, Network((1, 2))(image), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(outputs, Network(1, 2)(image), strict=True))
 
 
 @pytest.mark.parametrize("tta_mode", [1, 2])
@@ -249,19 +238,20 @@ def test_whole_volumes_with_test_time_augmentation(tta_mode):
     assert_same(ours, Inferer({"tta_mode": tta_mode}).run(Network(), image))
 
 
-def test_an_image_of_two_axes():
+@pytest.mark.parametrize("tta_mode", [0, 1])
+def test_an_image_of_two_axes(tta_mode):
     def model(x):
-        return x.repeat(1, 2, 1, 1)
+        return torch.cat([x.roll(1, -1), x.roll(1, -2) ** 2, x], dim=1)
 
-    image = torch.randn(1, 1, 12, 10)
-    for tta_mode in (0, 1):
-        torch.testing.assert_close(fast(model, image, [4, 4], [2, 2], tta_mode=tta_mode), model(image))
+    case = torch.randn(1, 1, 12, 9), [4, 4], [4, 3]
+    assert_same(fast(model, *case, tta_mode), stock(model, *case, tta_mode))
 
 
-def test_the_image_is_not_written_to():
+@pytest.mark.parametrize("model", [lambda x: x, lambda x: x.mul_(2)])
+def test_the_image_is_not_written_to(model):
     image = torch.randn(1, 1, 8, 8, 8)
     before = image.clone()
-    fast(lambda x: x.mul_(2), image, [4, 4, 4], [2, 2, 2], batch=1)
+    fast(model, image, [4, 4, 4], [2, 2, 2], batch=1)
     assert torch.equal(image, before)
 
 
@@ -272,195 +262,47 @@ def test_half_precision_outputs_are_summed_in_float32():
     torch.testing.assert_close(output, torch.full_like(output, torch.tensor(1 / 3, dtype=torch.bfloat16).item()))
 
 
-class Allocations(TorchDispatchMode):
-    """The storages of at least so many bytes that come into being."""
-
-    def __init__(self, at_least: int) -> None:
-        super().__init__()
-        self.at_least, self.kept = at_least, {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= self.at_least:
-            self.kept[out.untyped_storage().data_ptr()] = out  # kept alive, so that no address comes twice
-        return out
-
-
-@pytest.mark.parametrize("tta_mode", [0, 1, 2])
-def test_one_buffer_of_the_volume_times_the_classes(tta_mode):
-    image = torch.randn(1, 1, 12, 12, 12)
-    with Allocations(image.nbytes) as big:
-        output = fast(Network(), image, [6, 6, 6], [3, 3, 3], batch=1, tta_mode=tta_mode)
-    assert set(big.kept) - {image.data_ptr()} == {output.data_ptr()}
-
-
-def test_sums_that_do_not_fit_the_device_are_kept_on_the_cpu(monkeypatch, caplog):
-    image = torch.randn(1, 1, 8, 8, 8)
-    args = (image, [4, 4, 4], [2, 2, 2])
-    expected = fast(Network(), *args)
-    monkeypatch.setattr(inference, "_free_bytes", lambda _device: 4 * CLASSES * 8**3 - 1)
-    with caplog.at_level(logging.WARNING):
-        torch.testing.assert_close(fast(Network(), *args), expected, rtol=0, atol=0)
-    assert [r.getMessage() for r in caplog.records if "summed on the CPU" in r.getMessage()] == [
-        "the prediction of this volume takes 0.00 GiB, more than cpu has room for: it is summed on the CPU, slower"
-    ]
-
-
-def test_sums_whose_allocation_fails_are_kept_on_the_cpu(monkeypatch, caplog):
-    image = torch.randn(1, 1, 8, 8, 8)
-    args = (image, [4, 4, 4], [2, 2, 2])
-    expected = fast(Network(), *args)
-    zeros, calls = inference._zeros, []
-
-    def fails_first(shapes, device):
-        calls.append(device)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError
-        return zeros(shapes, device)
-
-    monkeypatch.setattr(inference, "_zeros", fails_first)
-    torch.testing.assert_close(fast(Network(), *args), expected, rtol=0, atol=0)
-    assert "summed on the CPU" in caplog.text
-
-
-@pytest.mark.parametrize("fails_at", [1, 3])
-def test_a_network_that_runs_out_of_memory_beside_the_sums_gets_their_room(caplog, fails_at):
-    image = torch.randn(1, 1, 8, 8, 8)
-    args = (image, [4, 4, 4], [2, 2, 2])
-    expected = fast(Network(), *args)
+@pytest.mark.parametrize("failing_call", [1, 3])
+def test_where_memory_runs_out_the_cpu_sums(failing_call, caplog):
+    case = torch.randn(1, 1, 8, 8, 8), [4, 4, 4], [2, 2, 2]
     model, calls = Network(), itertools.count(1)
 
-    def runs_out(x):
-        if next(calls) == fails_at:
+    def runs_out_once(x):
+        if next(calls) == failing_call:
             raise torch.OutOfMemoryError("no room")
         return model(x)
 
-    if fails_at == 1:  # nothing is summed yet: the network alone is too large
-        with pytest.raises(torch.OutOfMemoryError, match="no room"):
-            fast(runs_out, *args)
-        return
-    torch.testing.assert_close(fast(runs_out, *args), expected, rtol=0, atol=0)
-    assert caplog.text.count("summed on the CPU") == 1
+    assert torch.equal(fast(runs_out_once, *case), fast(Network(), *case))
+    assert caplog.text.count("no room for the prediction of this volume: it is summed on the CPU") == 1
+
+
+def test_a_network_that_is_too_large_fails_in_the_end():
+    def runs_out(_x):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        fast(runs_out, torch.randn(1, 1, 8, 8, 8), [4, 4, 4], [2, 2, 2])
 
 
 def test_turned_views_of_outputs_with_other_scales_are_refused():
     image = torch.randn(1, 1, 8, 8, 8)
-    with pytest.raises(ConfigError, match=r"tta_mode = 2: an output of .* another scale"):
-        fast(Network((1, (1, 2, 2))), image, [4, 4, 4], [4, 4, 4], tta_mode=2)
+    with pytest.raises(ConfigError, match="tta_mode = 2 needs outputs of one scale along all axes"):
+        fast(Network(1, (1, 2, 2)), image, [4, 4, 4], [4, 4, 4], tta_mode=2)
 
 
-def test_window_starts():
-    assert window_starts(183, 64, 32) == [0, 32, 64, 96, 119]
-    assert window_starts(64, 64, 32) == [0]
-    assert window_starts(10, 3, 3) == [0, 3, 6, 7]
+def test_images_of_another_number_of_axes():
+    image = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(ConfigError, match=r"sliding_window_size = \[4, 4, 4\], but the images have 2 axes"):
+        fast(Network(), image, [4, 4, 4], [2, 2, 2])
+    with pytest.raises(ConfigError, match="tta_mode = 2 needs images of 3 axes, not 2"):
+        fast(Network(), image, [4, 4], [2, 2], tta_mode=2)
 
 
-TESTING = {"sliding_window_inferer": "fast", "sliding_window_enable": True,
-           "sliding_window_size": [8, 16, 16], "sliding_window_stride": [4, 8, 8]}  # fmt: skip
-
-
-def test_stock_configs_are_left_to_pymic():
-    for testing in ({}, {**TESTING, "sliding_window_inferer": "stock"}, {"sliding_window_inferer": None}):
-        for stage in ("valid", "test"):
-            assert inferer_for({"testing": testing}, stage) is None
-    assert inferer_for({}, "valid") is None
-
-
-def test_settings_of_the_stages():
-    config = {"testing": {**TESTING, "sliding_window_batch": 8, "tta_mode": 1}, "dataset": {"patch_size": [6, 5, 1]}}
-    assert inferer_for(config, "test").settings == InferenceSettings((8, 16, 16), (4, 8, 8), 8, 1)
-    assert inferer_for(config, "valid").settings == InferenceSettings(
-        (6, 5, 1), (3, 2, 1), 8, result_on_image_device=True
-    )
-    del config["dataset"]
-    assert inferer_for(config, "valid").settings.window == (8, 16, 16)
-    config["testing"]["sliding_window_enable"] = False
-    assert inferer_for(config, "test").settings.window is None
-    assert inferer_for(config, "valid").settings.window is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sliding_window_inferer": "fats"}, r"must be one of stock, fast \(did you mean fast\?\), got 'fats'"),
-        ({"sliding_window_inferrer": "fast"}, r"sliding_window_inferrer.*did you mean sliding_window_inferer\?"),
-        ({"sliding_window_size": None}, "sliding_window_size is missing"),
-        ({"sliding_window_size": [8, 16.5, 16]}, r"sliding_window_size must be .* got \[8, 16.5, 16\]"),
-        ({"sliding_window_stride": [4, 0, 8]}, r"sliding_window_stride must be .* got \[4, 0, 8\]"),
-        ({"sliding_window_stride": [4, 8]}, r"sliding_window_stride must have 3 entries.* got \[4, 8\]"),
-        ({"sliding_window_batch": 0}, "sliding_window_batch must be .* got 0"),
-        ({"tta_mode": 3}, "tta_mode must be .* got 3"),
-        ({"sliding_window_enable": "yes"}, "sliding_window_enable must be True or False, got 'yes'"),
-        ({"sliding_window_size": [True, 16, 16]}, r"sliding_window_size must be .* got \[True, 16, 16\]"),
-    ],
-)
-def test_mistakes_are_named(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        inferer_for({"testing": {**TESTING, **changes}}, "test")
-
-
-def test_all_mistakes_together():
-    mistakes: list[str] = []
-    parse_inference({"testing": {**TESTING, "tta_mode": 9, "sliding_window_batch": "x"}}, "test", mistakes)
-    assert len(mistakes) == 2
-
-
-def test_a_wrong_inferer_does_not_hide_the_other_mistakes():
-    mistakes: list[str] = []
-    changes = {"sliding_window_inferer": "fats", "sliding_window_enable": "yes", "sliding_window_stride": [4, 0, 8]}
-    assert parse_inference({"testing": {**TESTING, **changes, "tta_mode": 9}}, "test", mistakes) is None
-    assert {m.split()[1] for m in mistakes} == {*changes, "tta_mode"}
-
-
-@pytest.mark.parametrize("key", ["sliding_window_size", "sliding_window_stride", "patch_size"])
-def test_the_number_of_axes_where_it_is_known(key):
-    config = {"testing": dict(TESTING), "dataset": {}}
-    section, stage = ("dataset", "valid") if key == "patch_size" else ("testing", "test")
-    config[section][key] = [8, 8]
-    mistakes: list[str] = []
-    parse_inference(config, stage, mistakes, axes=3)
-    rule = "must be a list of 3 whole numbers of at least 1 (None: the whole axis), got [8, 8]"
-    assert mistakes == [f"[{section}] {key} {rule}"]
-
-
-STOCK = {**TESTING, "sliding_window_inferer": "stock"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "stage", "message"),
-    [
-        ({"tta_mode": 3}, "test", "tta_mode must be .* at most 2, got 3"),
-        ({"tta_mode": None}, "test", "tta_mode must be .* got None"),
-        ({"sliding_window_stride": [8, 0, 16]}, "test", r"sliding_window_stride must be .* got \[8, 0, 16\]"),
-        ({"sliding_window_stride": None}, "test", "sliding_window_stride is missing"),
-        ({"sliding_window_batch": None}, "test", "sliding_window_batch must be .* got None"),
-        ({"sliding_window_enable": "yes"}, "valid", "sliding_window_enable must be True or False"),
-        ({"sliding_window_size": [None, 16, 16]}, "valid", "sliding_window_size must have entries of at least 2"),
-        ({"sliding_window_size": [1, 16, 16]}, "valid", "sliding_window_size must have entries of at least 2"),
-    ],
-)
-def test_what_fails_in_pymics_own_inferer(changes, stage, message):
-    config, mistakes = {"testing": {**STOCK, **changes}}, []
-    assert parse_inference(config, stage, mistakes, axes=3, stock_too=True) is None
-    assert len(mistakes) == 1 and re.search(message, mistakes[0])
-    assert inferer_for(config, stage) is None  # networks of others are left alone
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"tta_mode": tta_mode} for tta_mode in (0, 1, 2)),
-        {"sliding_window_size": [None, 16, 16], "sliding_window_stride": [None, 8, 8]},
-        {"sliding_window_enable": False, "sliding_window_size": 3, "sliding_window_batch": 0},
-        {"sliding_window_enable": None},
-    ],
-)
-def test_what_pymics_own_inferer_takes(changes):
-    mistakes: list[str] = []
-    parse_inference({"testing": {**STOCK, **changes}}, "test", mistakes, axes=3, stock_too=True)
-    assert not mistakes
-
-
-def test_windows_of_another_number_of_axes():
-    with pytest.raises(ConfigError, match="images have 2 axes"):
-        fast(Network(), torch.zeros(1, 1, 8, 8), [4, 4, 4], [2, 2, 2])
+def test_the_inferer_that_a_config_asks_for():
+    testing = {"sliding_window_inferer": "fast", "sliding_window_enable": True, "tta_mode": 1,
+               "sliding_window_size": [8, 16, 16], "sliding_window_stride": [4, 8, 8]}  # fmt: skip
+    assert inferer_for({"testing": testing}, "test").settings == InferenceSettings((8, 16, 16), (4, 8, 8), 4, 1)
+    assert inferer_for({"testing": {**testing, "sliding_window_inferer": "stock"}}, "test") is None
+    with pytest.raises(ConfigError, match="2 mistakes") as caught:
+        inferer_for({"testing": {**testing, "tta_mode": 9, "sliding_window_batch": "x"}}, "test")
+    assert len(caught.value.mistakes) == 2

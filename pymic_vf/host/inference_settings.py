@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pymic_vf.errors import did_you_mean
-from pymic_vf.host.config import Section
+from pymic_vf.keys import Key, Kind, Section, flag, list_of, misspelt, one_of, whole
 
-KEY = "sliding_window_inferer"
-CHOICES = ("stock", "fast")
-TTA_MODES = 3  # PyMIC's, counted from 0
 # Windows a call where sliding_window_batch is not given. Two would do on the CPU, where torch runs many 3D convolutions
 # of a single small window several times slower (they miss oneDNN); a GPU has more to fill.
 DEFAULT_BATCH = 4
+
+
+def _sizes(axes: int | None) -> Kind:
+    size = whole(1)
+    return list_of(replace(size, fits=lambda value: value is None or size.fits(value)), axes, "None: the whole axis")
+
+
+INFERER = Key("sliding_window_inferer", one_of("stock", "fast"), "`fast`: each window once, in batches", "stock")
+ENABLE = Key("sliding_window_enable", flag(), "windows instead of whole volumes", False)
+SIZE = Key("sliding_window_size", _sizes(None), "voxels of a window; `sliding_window_enable = True` needs it")
+STRIDE = Key("sliding_window_stride", _sizes(None), "steps between windows; `sliding_window_enable = True` needs it")
+BATCH = Key("sliding_window_batch", whole(1), "windows at once", DEFAULT_BATCH, none_is_absent=False)
+TTA_MODE = Key("tta_mode", whole(0, 2), "a test's views: 1 flipped ones too, 2 turned ones", 0, none_is_absent=False)
+INFERENCE_KEYS = (INFERER, ENABLE, SIZE, STRIDE, BATCH, TTA_MODE)
 
 
 @dataclass(frozen=True)
@@ -53,53 +63,30 @@ def parse_inference(
         axes: of the images; None where it is not known.
         stock_too: check the keys also where PyMIC's own inferer reads them, which ends in a traceback for wrong ones.
     """
-    testing = Section(config.get("testing", {}), "testing", mistakes)
-    for key, value in testing.values.items():
-        if key != KEY and key.startswith("sliding") and value in CHOICES:
-            testing.wrong(key, f"is no key and would be ignored{did_you_mean(key, [KEY])}")
-    choice = testing.get(KEY, "stock")
-    if choice not in CHOICES:
-        testing.wrong(KEY, f"must be one of {', '.join(CHOICES)}{did_you_mean(choice, CHOICES)}")
-    stock = choice == "stock"
-    if stock and not stock_too:
+    dataset, testing = (Section(config.get(name, {}), name, mistakes) for name in ("dataset", "testing"))
+    meant = {name: value for name, value in testing.values.items() if INFERER.kind.fits(value)}
+    misspelt(Section(meant, "testing", mistakes), INFERENCE_KEYS)  # or PyMIC would ignore a misspelt INFERER silently
+    inferer, asked = testing.read_key(INFERER), testing.get(INFERER.name, "stock")
+    if asked == "stock" and not stock_too:
         return None
-    testing.boolean("sliding_window_enable", False)
-    slides = bool(testing.get("sliding_window_enable"))  # for a wrong value too, so that the other keys are checked
-    batch = DEFAULT_BATCH
-    if slides or not stock:
-        batch = testing.integer("sliding_window_batch", DEFAULT_BATCH, 1, none_is_absent=not stock)
-    tta_mode, window, stride = 0, None, None
-    if stage == "test":
-        tta_mode = testing.integer("tta_mode", 0, 0, TTA_MODES - 1, none_is_absent=not stock)
-    if slides and stage == "test":
-        window, stride = (_sizes(testing, key, axes) for key in ("sliding_window_size", "sliding_window_stride"))
+    testing.read_key(ENABLE)
+    slides = bool(testing.get(ENABLE.name))  # for a wrong value too, so that the other keys are checked
+    is_test, window, stride = stage == "test", None, None
+    batch = testing.read_key(BATCH) if slides else DEFAULT_BATCH
+    tta_mode = testing.read_key(TTA_MODE) if is_test else 0
+    if slides and is_test:
+        window, stride = (_read_sizes(testing, key, axes) for key in (SIZE, STRIDE))
         if window and stride and len(window) != len(stride):
-            testing.wrong("sliding_window_stride", f"must have {len(window)} entries, as sliding_window_size has")
+            testing.wrong(STRIDE.name, f"must have {len(window)} entries, as {SIZE.name} has")
     elif slides:
-        window = _valid_window(config, testing, axes, stock)
+        section, key = (dataset, replace(SIZE, name="patch_size")) if "patch_size" in dataset else (testing, SIZE)
+        window = _read_sizes(section, key, axes)
+        if asked == "stock" and window and not all(size and size > 1 for size in window):
+            section.wrong(key.name, "must have entries of at least 2: PyMIC's validation takes halves as its stride")
         stride = window and tuple(size and max(1, size // 2) for size in window)
-    settings = InferenceSettings(window, stride, batch, tta_mode, result_on_image_device=stage == "valid")
-    return settings if choice == "fast" else None
+    settings = InferenceSettings(window, stride, batch, tta_mode, result_on_image_device=not is_test)
+    return settings if inferer == "fast" else None
 
 
-def _valid_window(
-    config: Mapping[str, Mapping[str, Any]], testing: Section, axes: int | None, stock: bool
-) -> tuple[int | None, ...] | None:
-    dataset = Section(config.get("dataset", {}), "dataset", testing.mistakes)
-    section, key = (dataset, "patch_size") if "patch_size" in dataset else (testing, "sliding_window_size")
-    window = _sizes(section, key, axes)
-    if stock and window and not all(size and size > 1 for size in window):
-        section.wrong(key, "must have entries of at least 2, of which PyMIC's validation takes halves as its stride")
-    return window
-
-
-def _sizes(section: Section, key: str, axes: int | None) -> tuple[int | None, ...] | None:
-    value = section.require(key, "sliding_window_enable = True needs it")
-    if value is None:
-        return None
-    ok = isinstance(value, (list, tuple)) and len(value) in ((2, 3) if axes is None else (axes,))
-    if ok and all(size is None or (type(size) is int and size > 0) for size in value):
-        return tuple(value)
-    count = "2 or 3" if axes is None else axes
-    section.wrong(key, f"must be a list of {count} whole numbers of at least 1 (None: the whole axis)")
-    return None
+def _read_sizes(section: Section, key: Key, axes: int | None) -> tuple[int | None, ...] | None:
+    return section.read_key(replace(key, kind=_sizes(axes), required=True))
