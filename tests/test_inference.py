@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -306,3 +308,8 @@ def test_the_inferer_that_a_config_asks_for():
     with pytest.raises(ConfigError, match="2 mistakes") as caught:
         inferer_for({"testing": {**testing, "tta_mode": 9, "sliding_window_batch": "x"}}, "test")
     assert len(caught.value.mistakes) == 2
+
+
+def test_monai_is_imported_only_to_slide():
+    code = "import sys, pymic_vf.host.inference; sys.exit('monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
