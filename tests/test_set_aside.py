@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pymic_vf.data.cache_folder import CacheFolder
+from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.first_look import check_scans
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
 from pymic_vf.data.prepare import prepare
@@ -17,8 +18,8 @@ from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.set_aside import SetAside
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
-from pymic_vf.data.volume_reader import VolumeTransform, WholeVolumeReader
-from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.data.volume_reader import WholeVolumeReader
+from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.errors import UserError
 
 from conftest import make_scan, write_volume
@@ -54,7 +55,7 @@ def fused(folder: Path, share: float = 0.5, cache: bool = False) -> FusedSamples
     scans, transform = scan_list(folder), VolumeTransform((), smallest=(2, 2, 2))
     reader = WholeVolumeReader(scans, transform)
     if cache:
-        reader = ChunkedVolumeReader(scans, transform, CacheFolder(folder / "cache"))
+        reader = CachedVolumeReader(scans, transform, CacheFolder(folder / "cache"))
     set_aside = SetAside(scans, share, folder / "out" / "unusable_scans.csv")
     return FusedSamples(reader, CROP, SampleTransforms((), to_bytes, ()), 0, set_aside=set_aside)
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 
 from pymic_vf.data.cache_folder import GIB, CacheFolder
+from pymic_vf.data.cached_reader import CachedVolumeReader as ChunkedVolumeReader
 from pymic_vf.data.prepare import Look, Part, look_at
-from pymic_vf.data.volume_store import ChunkedVolumeReader
 
 log = logging.getLogger(__name__)
 # The first scans of each list, for at most so long; further ones are looked at when they are first needed.

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pymic_vf.data.cache_folder import GIB
+from pymic_vf.data.cached_reader import CachedVolumeReader as ChunkedVolumeReader
 from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.set_aside import SetAside
 from pymic_vf.data.volume_reader import VolumeReader
-from pymic_vf.data.volume_store import ChunkedVolumeReader
 from pymic_vf.data.workers import outlive_workers, set_up_worker
 from pymic_vf.errors import UserError
 

@@ -23,8 +23,9 @@ from pymic_vf.data.random_state import TRAIN, VALID
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.set_aside import FILE, SetAside
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
-from pymic_vf.data.volume_reader import VolumeReader, VolumeTransform, WholeVolumeReader
-from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.data.volume_reader import VolumeReader, WholeVolumeReader
+from pymic_vf.data.volume_transform import VolumeTransform
+from pymic_vf.data.cached_reader import CachedVolumeReader as ChunkedVolumeReader
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host.checks import PretrainingPlan, check_pretraining, fuse_transform, make_transform
 from pymic_vf.host.config import ONE_HOT, SampleSettings
