@@ -31,11 +31,11 @@ from pymic.transform.trans_dict import TransformDict
 from torchvision import transforms
 
 from pymic_vf.data.cache_folder import CacheFolder
+from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
-from pymic_vf.data.volume_reader import VolumeTransform
-from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.data.workers import set_up_worker
 from pymic_vf.demo.phantom import make_phantom
 from pymic_vf.host.transforms import VolumeFusion
@@ -85,10 +85,10 @@ def stock_samples(folder: Path, names: Sequence[str], augmentation: int) -> Nift
     return NiftyDataset(str(folder), str(csv), transform=transforms.Compose(steps))
 
 
-def our_reader(folder: Path, names: Sequence[str], cache: Path, transforms: Sequence[str]) -> ChunkedVolumeReader:
+def our_reader(folder: Path, names: Sequence[str], cache: Path, transforms: Sequence[str]) -> CachedVolumeReader:
     scans = ScanList(folder, np.array([[name.encode()] for name in names]))
     transform = VolumeTransform([TransformDict[name](PARAMS) for name in transforms])
-    return ChunkedVolumeReader(scans, transform, CacheFolder(cache))
+    return CachedVolumeReader(scans, transform, CacheFolder(cache))
 
 
 def our_samples(folder: Path, names: Sequence[str], cache: Path, one_hot: bool = False) -> FusedSamples:

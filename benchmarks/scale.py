@@ -29,11 +29,11 @@ from pymic import TaskType
 from pymic.transform.trans_dict import TransformDict
 
 from pymic_vf.data.cache_folder import CacheFolder
+from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
 from pymic_vf.data.scan_list import read_scan_list
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
-from pymic_vf.data.volume_reader import VolumeTransform
-from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.demo.phantom import make_phantom
 from pymic_vf.host.transforms import VolumeFusion
 
@@ -73,7 +73,7 @@ def samples_of(csv: Path) -> FusedSamples:
     if mistakes:
         raise SystemExit("\n".join(mistakes))
     transform = VolumeTransform([TransformDict["NormalizeWithMinMax"](PARAMS)])
-    reader = ChunkedVolumeReader(scans, transform, CacheFolder(csv.parent / "cache"))
+    reader = CachedVolumeReader(scans, transform, CacheFolder(csv.parent / "cache"))
     return FusedSamples(reader, CROP, SampleTransforms((), VolumeFusion(PARAMS), ()), seed=0)
 
 

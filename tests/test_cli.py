@@ -49,7 +49,7 @@ def test_preview(scans: Path, tmp_path: Path):
 def test_prepare(scans: Path, tmp_path: Path, capsys):
     without = write_cfg(tmp_path / "a.cfg", pretraining(scans, tmp_path))
     assert main(["prepare", str(without)]) == 1
-    assert "VF_cache_dir is missing" in capsys.readouterr().err
+    assert "cache_dir is missing" in capsys.readouterr().err
     cfg = write_cfg(tmp_path / "b.cfg", pretraining(scans, tmp_path, dataset={"VF_cache_dir": tmp_path / "cache"}))
     for _again in range(2):
         assert main(["prepare", str(cfg), "--jobs", "1"]) == 0

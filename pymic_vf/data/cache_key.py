@@ -5,14 +5,16 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FORMAT = 3  # changes when the same file and transforms are stored or decoded differently
+from pymic_vf.data.scan import UnusableScanError
+
+FORMAT = 4  # changes when the same file and transforms are stored or decoded differently
 
 # (size in bytes, time of the last change in ns) of each file of a scan
 State = tuple[tuple[int, int], ...]
@@ -22,45 +24,39 @@ def scan_state(files: Sequence[Path]) -> State:
     """What tells a changed scan from the one before.
 
     Raises:
-        OSError: a file cannot be looked at.
+        UnusableScanError: a file is not there.
     """
-    stats = [file.stat() for file in files]
+    try:
+        stats = [file.stat() for file in files]
+    except OSError as error:
+        raise UnusableScanError(f"{files[0]}: cannot be read ({error.strerror})") from error
     return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def describe(transforms: Sequence[Any]) -> str:
     """The transforms and all that was set in them, defaults included, as text that is the same in every process."""
-    if not transforms:
-        return ""
-    return json.dumps([version("PyMIC"), [_plain(transform) for transform in transforms]], sort_keys=True)
+    return json.dumps([version("PyMIC"), list(transforms)], default=_plain, sort_keys=True) if transforms else ""
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    """What JSON does not know, as what it knows."""
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, np.ndarray):
         return [str(value.dtype), value.tolist()]
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
-    kind = value if isinstance(value, type) or callable(getattr(value, "__code__", None)) else type(value)
-    return [f"{kind.__module__}.{kind.__qualname__}", _plain(getattr(value, "__dict__", {}))]
+    kind = value if hasattr(value, "__qualname__") else type(value)  # a function, a class, or an object of one
+    return [f"{kind.__module__}.{kind.__qualname__}", getattr(value, "__dict__", None) if kind is not value else None]
 
 
 def cache_key(files: Sequence[Path], state: State, transforms: str) -> str:
-    """The name of the cache entry: 40 hexadecimal digits.
+    """The name of an entry: 40 hexadecimal digits; `transforms` as :func:`describe` has them."""
+    return digest(json.dumps([FORMAT, [str(file.absolute()) for file in files], state, transforms]))
 
-    Args:
-        files: of the scan.
-        state: theirs, see :func:`scan_state`.
-        transforms: see :func:`describe`.
-    """
-    content = json.dumps([FORMAT, [str(file.absolute()) for file in files], state, transforms])
-    return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:40]
+
+def digest(text: str) -> str:
+    """40 hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:40]

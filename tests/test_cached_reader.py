@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from pymic_vf.data import volume_store
 from pymic_vf.data.cache_folder import CacheFolder
+from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.scan_list import ScanList
-from pymic_vf.data.volume_reader import VolumeTransform, WholeVolumeReader
-from pymic_vf.data.volume_store import ChunkedVolumeReader
+from pymic_vf.data.volume_reader import WholeVolumeReader
+from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.errors import UserError
 
 from conftest import make_scan, write_volume
@@ -52,13 +52,13 @@ def scan_list(folder: Path, count: int = 3) -> ScanList:
     return ScanList(folder / "volumes", np.array([[f"{i}.nii.gz".encode()] for i in range(count)]))
 
 
-def reader(folder: Path, *transforms: Callable, max_bytes: int | None = None, count: int = 3) -> ChunkedVolumeReader:
-    return ChunkedVolumeReader(
+def reader(folder: Path, *transforms: Callable, max_bytes: int | None = None, count: int = 3) -> CachedVolumeReader:
+    return CachedVolumeReader(
         scan_list(folder, count), VolumeTransform(transforms), CacheFolder(folder / "cache", max_bytes)
     )
 
 
-def whole(volumes: ChunkedVolumeReader | WholeVolumeReader, index: int = 0) -> np.ndarray:
+def whole(volumes: CachedVolumeReader | WholeVolumeReader, index: int = 0) -> np.ndarray:
     return volumes.read(index, (0, 0, 0), volumes.shape(index)[1:])
 
 
@@ -110,13 +110,13 @@ def test_scans_with_much_air_take_no_more_either(folder: Path):
     file = write_volume(folder / "volumes" / "0.nii.gz", voxels)
     volumes = reader(folder)
     assert np.array_equal(whole(volumes)[0], voxels)
-    assert volumes._volume(0)._array.cparams.codec == blosc2.Codec.ZSTD
+    assert volumes._volume(0).voxels._array.cparams.codec == blosc2.Codec.ZSTD
     assert volumes.entry_bytes(0) <= 2 * file.stat().st_size
 
 
 def test_two_modalities(folder: Path):
     scans = ScanList(folder / "volumes", np.array([[b"0.nii.gz", b"1.nii.gz"]]))
-    volumes = ChunkedVolumeReader(scans, VolumeTransform(()), CacheFolder(folder / "cache"))
+    volumes = CachedVolumeReader(scans, VolumeTransform(()), CacheFolder(folder / "cache"))
     expected = WholeVolumeReader(scans, VolumeTransform(()))
     assert volumes.shape(0) == (2, *SIZE)
     box = (0, (3, 5, 7), (20, 30, 40))
@@ -221,7 +221,7 @@ def test_copied_cache_is_accepted(folder: Path, monkeypatch: pytest.MonkeyPatch,
 def test_bad_scan_leaves_no_entry(folder: Path):
     (folder / "volumes" / "0.nii.gz").write_bytes(b"not a scan")
     write_volume(folder / "volumes" / "1.nii.gz", np.full(SIZE, 7, np.int16))
-    volumes = ChunkedVolumeReader(
+    volumes = CachedVolumeReader(
         scan_list(folder), VolumeTransform((), smallest=(41, 1, 1)), CacheFolder(folder / "cache")
     )
     for index, reason in enumerate((r"0\.nii\.gz: cannot be read", "too small", r"too small, \[40, 70, 90\] voxels")):
@@ -242,7 +242,7 @@ def test_cap_keeps_further_volumes_out(folder: Path, caplog: pytest.LogCaptureFi
         for index in (0, 1, 2, 1):
             assert np.array_equal(whole(volumes, index), whole(expected, index))
     assert len(entries(folder)) == 1
-    assert len(caplog.messages) == 1 and "has reached VF_cache_max_gib" in caplog.text
+    assert len(caplog.messages) == 1 and "has reached cache_max_gib" in caplog.text
     assert volumes.entry_bytes(1) == 0
 
 
@@ -285,7 +285,7 @@ def test_an_entry_under_the_name_of_another_is_none(folder: Path):
     paths = []
     for index in (0, 1):
         whole(volumes, index)
-        paths.append(volumes._volume(index).path)
+        paths.append(volumes._volume(index).voxels.path)
     paths[1].replace(paths[0])
     assert np.array_equal(whole(volumes, 0)[0], make_scan(0, SIZE)[0])
     assert np.array_equal(whole(reader(folder), 1)[0], make_scan(1, SIZE)[0])
@@ -295,7 +295,7 @@ def test_damage_with_the_time_put_back_that_cannot_be_decoded(folder: Path):
     """Size and time are as written, so that only the decoder notices."""
     volumes = reader(folder)
     whole(volumes, 0)
-    path = volumes._volume(0).path
+    path = volumes._volume(0).voxels.path
     stat, content = path.stat(), bytearray(path.read_bytes())
     content[len(content) // 4 : 3 * len(content) // 4] = bytes(len(content) // 2)
     for each in (volumes, reader(folder)):
@@ -319,7 +319,7 @@ def test_full_disk_is_a_clear_error(folder: Path):
     volumes = reader(folder)
     expected = whole(volumes, 0)
     before = {path: path.read_bytes() for path in entries(folder)}
-    message = rf"VF_cache_dir = {folder / 'cache'}: the disk is full .* set VF_cache_max_gib"
+    message = rf"cache_dir = {folder / 'cache'}: the disk is full .* set cache_max_gib"
     with largest_file(4096), pytest.raises(UserError, match=message) as caught:
         whole(volumes, 1)
     assert not isinstance(caught.value, UnusableScanError)  # the scan is not to blame
@@ -405,7 +405,7 @@ def test_memory_does_not_grow(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_cannot_make_folder(folder: Path):
-    with pytest.raises(UserError, match=r"VF_cache_dir = .*0\.nii\.gz/cache: cannot be made"):
+    with pytest.raises(UserError, match=r"cache_dir = .*0\.nii\.gz/cache: cannot be made"):
         CacheFolder(folder / "volumes" / "0.nii.gz" / "cache")
 
 
