@@ -22,7 +22,7 @@ from pymic_vf.host.config import (
     parse_samples,
 )
 from pymic_vf.host.inference_settings import parse_inference
-from pymic_vf.networks.settings import parse_network_settings
+from pymic_vf.networks.pct_net_settings import parse_network_settings
 
 IMAGE_AXES = 3  # of PCTNet's images
 LARGEST_SEED = 2**32 - 1  # that numpy takes
