@@ -84,7 +84,7 @@ def plain_attention(attn: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         scores = scores.view(-1, len(mask), heads, tokens, tokens) + mask[None, :, None]
         scores = scores.view(count, heads, tokens, tokens)
-    weights = F.dropout(scores.softmax(-1), attn.attn_drop, attn.training)
+    weights = attn.attn_drop(scores.softmax(-1))
     return (weights @ v).transpose(1, 2).reshape(count, tokens, chns)
 
 

@@ -30,7 +30,7 @@ from pymic_vf.host.inference_settings import parse_inference
 from pymic_vf.keys import Key, Section, misspelt
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method
-from pymic_vf.networks.settings import parse_network_settings
+from pymic_vf.networks.pct_net_settings import parse_network_settings
 from pymic_vf.sizes import Size
 
 IMAGE_AXES = 3  # of PCTNet's images

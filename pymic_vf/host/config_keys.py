@@ -10,7 +10,7 @@ from pymic_vf.host.execution import EXECUTION_KEYS
 from pymic_vf.host.inference_settings import INFERENCE_KEYS
 from pymic_vf.keys import Key, anything, either, flag, list_of, name_of, names, number, one_of, path, whole
 from pymic_vf.methods import method_class
-from pymic_vf.networks.settings import PCT_NET_KEYS
+from pymic_vf.networks.pct_net_settings import PCT_NET_KEYS
 
 LARGEST_SEED = 2**32 - 1  # that numpy takes
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """While training, each sample of a batch becomes zero with probability `rate`; the others make up for it.
 
-    Where processes share a batch, each draws for all of it and takes its own part: seeded alike, they drop what one
-    process would drop.
+    Where processes share a batch, each draws for all of it and takes the draws of its own samples: seeded alike, they
+    drop what one process would drop.
     """
 
     def __init__(self, rate: float) -> None:
@@ -18,14 +18,15 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, ...] to the same."""
         if not self.training:
             return x
-        batch, (rank, processes) = len(x), _place()
+        batch, (rank, processes) = len(x), _rank_and_processes()
         kept = x.new_empty(processes * batch, *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
         return x * (kept[rank * batch :][:batch] / (1 - self.rate))
 
 
-def _place() -> tuple[int, int]:
+def _rank_and_processes() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

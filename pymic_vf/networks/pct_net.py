@@ -1,6 +1,6 @@
 """PCT-Net: parallel convolution and transformer (MIS-FM, section 3.1.4 and figure 3).
 
-Three parts: a multi-scale feature embedding at levels 0 and 1, a pyramid of PCT blocks at levels 2 to 4 and back, and a
+Three stages: a multi-scale feature embedding at levels 0 and 1, a pyramid of PCT blocks at levels 2 to 4 and back, and a
 prediction head at levels 1 and 0. The names in the state dict are those of the released weights, which have the
 embedding and the head three times, once for each resolution mode; a network has those of its own mode alone.
 
@@ -19,45 +19,21 @@ from torch.nn import functional as F
 
 from pymic_vf.errors import UserError
 from pymic_vf.networks.conv_blocks import ConvBlock, DownBlock, OutConv, UpBlock, conv
-from pymic_vf.networks.convolution import convolved
-from pymic_vf.networks.dropout import Dropout
-from pymic_vf.networks.execution import (
-    Compiled,
-    autocast,
-    recomputed,
-    warn_of_slow_convolution,
-    with_memory_advice,
-)
-from pymic_vf.networks.scratch import scratch_memory
-from pymic_vf.networks.settings import RESOLUTION_MODES, PCTNetSettings, parse_network_settings
-from pymic_vf.networks.slabs import by_slabs, slices_in_cache
-from pymic_vf.networks.window_attention import WindowTransformer
-from pymic_vf.networks.windows import Size, WindowLayout, window_layout
+from pymic_vf.networks.pct_net_settings import RESOLUTION_MODES, PCTNetSettings, parse_network_settings
+from pymic_vf.networks.swin3d import WindowLayout, WindowTransformer, window_layout
+from pymic_vf.sizes import Size
 
 STAGES = ("train", "test")
 Layouts = tuple[WindowLayout, WindowLayout]
+"""Of the plain and of the shifted windows of a level."""
 
 
-class Part(nn.Module):
-    """One of the three parts: a chain of steps that may be recomputed in the backward pass one by one."""
-
-    def __init__(self, s: PCTNetSettings) -> None:
-        super().__init__()
-        self.checkpointing = s.activation_checkpointing
-
-    def step(self, module: nn.Module, *inputs: Any) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return recomputed(module, *inputs)
-        return module(*inputs)
-
-
-class Embedding(Part):
+class Embedding(nn.Module):
     """Local features at levels 0 and 1, and the input of level 2."""
 
     def __init__(self, s: PCTNetSettings) -> None:
-        super().__init__(s)
-        (dim0, dim1), (c0, c1, c2) = _dimensions(s), s.feature_chns[:3]
-        self.flat = dim0 == 2
+        super().__init__()
+        (dim0, dim1), (c0, c1, c2) = s.dimensions, s.feature_chns[:3]
         self.proj = conv(s.in_chns, c0, dim0)
         self.conv0 = ConvBlock(c0, dim0, s.dropout[0])
         self.down1 = DownBlock(c0, c1, pool_dim=dim0, conv_dim=dim1)
@@ -65,13 +41,10 @@ class Embedding(Part):
         self.down2 = DownBlock(c1, c2, pool_dim=dim1, conv_dim=3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slices = slices_in_cache(self, x, self.proj.out_channels) if self.flat else None
-        x0 = by_slabs(self._level0, slices, x)
-        x1 = self.step(self.conv1, self.step(self.down1, x0))
-        return x0, x1, self.step(self.down2, x1)
-
-    def _level0(self, x: Tensor) -> Tensor:
-        return self.step(self.conv0, convolved(self.proj, x))
+        x0 = self.conv0(self.proj(x))
+        x1 = self.conv1(self.down1(x0))
+        x2 = self.down2(x1)
+        return x0, x1, x2
 
 
 class PCTBlock(nn.Module):
@@ -81,7 +54,7 @@ class PCTBlock(nn.Module):
         super().__init__()
         chns, dropout, i = s.feature_chns[level], s.dropout[level], level - 2
         self.conv = ConvBlock(chns, 3, dropout)
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self.trans = WindowTransformer(chns, s.depths[i], s.num_heads[i], s.window(level)[0], dropout)
         # In the released weights, and used nowhere.
         self.norm_layer = nn.LayerNorm(chns).requires_grad_(False)
@@ -90,11 +63,11 @@ class PCTBlock(nn.Module):
         return self.conv(x) + self.trans(self.drop(x), layouts)
 
 
-class Pyramid(Part):
+class Pyramid(nn.Module):
     """Levels 2, 3 and 4, down and up again."""
 
     def __init__(self, s: PCTNetSettings) -> None:
-        super().__init__(s)
+        super().__init__()
         c2, c3, c4 = s.feature_chns[2:]
         self.down3 = DownBlock(c2, c3, pool_dim=3, conv_dim=3)
         self.down4 = DownBlock(c3, c4, pool_dim=3, conv_dim=3)
@@ -109,21 +82,21 @@ class Pyramid(Part):
         self.out_conv3 = OutConv(c3, s.class_num)
 
     def forward(self, x2: Tensor, layouts: tuple[Layouts, Layouts, Layouts]) -> tuple[Tensor, Tensor]:
-        e2 = self.step(self.convtrans_e2, x2, layouts[0])
-        e3 = self.step(self.convtrans_e3, self.step(self.down3, e2), layouts[1])
-        e4 = self.step(self.convtrans_e4, self.step(self.down4, e3), layouts[2])
-        d3 = self.step(self.convtrans_d3, self.step(self.up4, e3, e4), layouts[1])
-        d2 = self.step(self.convtrans_d2, self.step(self.up3, e2, d3), layouts[0])
+        layouts2, layouts3, layouts4 = layouts
+        e2 = self.convtrans_e2(x2, layouts2)
+        e3 = self.convtrans_e3(self.down3(e2), layouts3)
+        e4 = self.convtrans_e4(self.down4(e3), layouts4)
+        d3 = self.convtrans_d3(self.up4(e3, e4), layouts3)
+        d2 = self.convtrans_d2(self.up3(e2, d3), layouts2)
         return d2, d3
 
 
-class PredictionHead(Part):
-    """Levels 1 and 0 of the decoder, and the output of level 0."""
+class PredictionHead(nn.Module):
+    """Levels 1 and 0 of the decoder."""
 
     def __init__(self, s: PCTNetSettings) -> None:
-        super().__init__(s)
-        (dim0, dim1), (c0, c1, c2) = _dimensions(s), s.feature_chns[:3]
-        self.flat = dim0 == 2
+        super().__init__()
+        (dim0, dim1), (c0, c1, c2) = s.dimensions, s.feature_chns[:3]
         self.up2 = UpBlock(c1, c2, dim=dim1)
         self.conv1 = ConvBlock(c1, dim1, s.dropout[1])
         self.up1 = UpBlock(c0, c1, dim=dim0)
@@ -132,24 +105,23 @@ class PredictionHead(Part):
         self.out_conv1 = OutConv(c1, s.class_num)
 
     def forward(self, x0: Tensor, x1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor]:
-        d1 = self.step(self.conv1, self.step(self.up2, x1, d2))
-        slices = slices_in_cache(self, x0, 2 * x0.shape[1]) if self.flat else None
-        return by_slabs(self._level0, slices, x0, d1), d1
-
-    def _level0(self, x0: Tensor, d1: Tensor) -> Tensor:
-        d0 = self.step(self.conv0, self.step(self.up1, x0, d1))
-        return self.step(self.out_conv0, d0)
+        d1 = self.conv1(self.up2(x1, d2))
+        d0 = self.conv0(self.up1(x0, d1))
+        return d0, d1
 
 
 class PCTNet(nn.Module):
     """PCT-Net as PyMIC builds its networks.
 
     Args:
-        params: PyMIC's ``config["network"]``; see :class:`pymic_vf.networks.settings.PCTNetSettings`.
+        params: PyMIC's ``config["network"]``; see :data:`pymic_vf.networks.pct_net_settings.PCT_NET_KEYS`.
 
     Raises:
         ConfigError: with every mistake in `params`.
     """
+
+    # What [network] compile = True compiles: padding and layouts, which follow the input's size, are made outside.
+    compiled_method = "forward_padded"
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__()
@@ -159,15 +131,10 @@ class PCTNet(nn.Module):
         self.embeddings = nn.ModuleDict({mode: Embedding(self.settings)})
         self.pyramid_ct = Pyramid(self.settings)
         self.pred_heads = nn.ModuleDict({mode: PredictionHead(self.settings)})
-        for module in self._unused_modules():
+        for module in (*self._unused_modules(), *self._frozen_modules()):
             module.requires_grad_(False)
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-        # Called with the network as an argument, which a replica of it is not to mistake.
-        self._run = Compiled(PCTNet._forward_padded) if self.settings.compile else PCTNet._forward_padded
-        if self.settings.precision == "bf16":
-            warn_of_slow_convolution(torch.__version__)
-        # Convolutions on a CPU are about twice as fast so, and tokens need no transposition.
+        self.register_load_state_dict_pre_hook(_leave_out_other_modes)
+        # Convolutions are faster so, and the tokens of the transformer need no transposition.
         self.to(memory_format=torch.channels_last_3d)
 
     @property
@@ -198,27 +165,26 @@ class PCTNet(nn.Module):
                 f"PCTNet takes [N, {self.settings.in_chns}, D, H, W] (in_chns = {self.settings.in_chns}), "
                 f"got {list(x.shape)}"
             )
-        size = x.shape[2:]
-        x = self._pad(x).contiguous(memory_format=torch.channels_last_3d)
-        try:
-            with autocast(self.settings.precision, x.device), scratch_memory():
-                outputs = self._run(self, x, self._layouts(x))
-        except RuntimeError as error:
-            explained = self.explain_lack_of_memory(error, len(x), learns=torch.is_grad_enabled())
-            if explained is None:
-                raise
-            raise explained from error
-        outputs = [_crop(out, size, stride) for out, stride in zip(outputs, self.settings.strides, strict=False)]
+        padded = self._pad(x).contiguous(memory_format=torch.channels_last_3d)
+        outputs = self.forward_padded(padded, self._layouts(padded))
+        strides = self.settings.strides
+        outputs = [_crop(out, x.shape[2:], stride) for out, stride in zip(outputs, strides, strict=False)]
         return outputs if self._multiscale() else outputs[0]
 
-    def _forward_padded(self, x: Tensor, layouts: tuple[Layouts, Layouts, Layouts]) -> list[Tensor]:
-        """All of the network, but for padding and cropping; float32 from any precision."""
+    def forward_padded(self, x: Tensor, layouts: tuple[Layouts, Layouts, Layouts]) -> list[Tensor]:
+        """All of the network, but for padding and cropping.
+
+        Args:
+            x: [N, in_chns, D, H, W], a size that suits the poolings.
+            layouts: of the windows of levels 2, 3 and 4.
+        """
         x0, x1, x2 = self.embedding(x)
         d2, d3 = self.pyramid_ct(x2, layouts)
-        finest, d1 = self.head(x0, x1, d2)
-        ends = ((self.head.out_conv1, d1), (self.pyramid_ct.out_conv2, d2), (self.pyramid_ct.out_conv3, d3))
-        coarser = [self.head.step(out_conv, d) for out_conv, d in ends] if self._multiscale() else []
-        return [_at_least_float(output) for output in (finest, *coarser)]
+        d0, d1 = self.head(x0, x1, d2)
+        outputs = [self.head.out_conv0(d0)]
+        if self._multiscale():
+            outputs += [self.head.out_conv1(d1), self.pyramid_ct.out_conv2(d2), self.pyramid_ct.out_conv3(d3)]
+        return outputs
 
     def _multiscale(self) -> bool:
         return self.settings.multiscale_pred and self.stage == "train"
@@ -229,13 +195,11 @@ class PCTNet(nn.Module):
         padded = [-(-side // step) * step for side, step in zip(x.shape[2:], stride, strict=True)]
         if self.training and len(x) == 1 and padded == list(stride):
             padded[2] += stride[2]  # batch normalisation needs more than one voxel at level 4
-        missing = [after - before for after, before in zip(padded, x.shape[2:], strict=True)]
-        if not any(missing):
-            return x
-        return F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
+        depth, height, width = (after - before for after, before in zip(padded, x.shape[2:], strict=True))
+        return F.pad(x, (0, width, 0, height, 0, depth)) if depth or height or width else x
 
     def _layouts(self, x: Tensor) -> tuple[Layouts, Layouts, Layouts]:
-        """(plain, shifted) windows of levels 2, 3 and 4: as built, for the size of `x` padded."""
+        """Those of levels 2, 3 and 4: windows as built, for the size of `x` padded."""
         layouts = []
         for level in (2, 3, 4):
             d, h, w = (side // step for side, step in zip(x.shape[2:], self.settings.strides[level], strict=True))
@@ -243,7 +207,7 @@ class PCTNet(nn.Module):
             layouts.append(tuple(window_layout(len(x), (d, h, w), window, s, x.device) for s in (0, shift)))
         return tuple(layouts)
 
-    # Training a part
+    # Training some of the weights
 
     def _unused_modules(self) -> list[nn.Module]:
         """Heads that no output comes from: without a gradient they would stall distributed training."""
@@ -259,7 +223,7 @@ class PCTNet(nn.Module):
         return [self.embeddings, *(child for child in self.pyramid_ct.children() if child not in heads)]
 
     def train(self, mode: bool = True) -> PCTNet:
-        """As ever, but with `update_mode` 1 the frozen part stays in eval mode.
+        """As ever, but with `update_mode` 1 what is frozen stays in eval mode.
 
         It is then a fixed function of the input: no dropout, and its batch normalisation uses its running statistics
         and leaves them as they are.
@@ -273,10 +237,6 @@ class PCTNet(nn.Module):
         """PyMIC's hook: what the optimizer gets."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def explain_lack_of_memory(self, error: Exception, batch: int, learns: bool) -> torch.OutOfMemoryError | None:
-        """`error` with what to change, where memory ran out; None for any other."""
-        return with_memory_advice(error, self.settings, batch, learns)
-
     # Loading weights
 
     def other_mode_names(self, names: Iterable[str]) -> list[str]:
@@ -285,7 +245,7 @@ class PCTNet(nn.Module):
         The released weights have all three.
         """
         others = [str(mode) for mode in RESOLUTION_MODES if mode != self.settings.resolution_mode]
-        prefixes = tuple(f"{part}.{mode}." for part in ("embeddings", "pred_heads") for mode in others)
+        prefixes = tuple(f"{name}.{mode}." for name in ("embeddings", "pred_heads") for mode in others)
         return [name for name in names if name.startswith(prefixes)]
 
     def explain_mismatch(self, name: str) -> str | None:
@@ -300,16 +260,11 @@ class PCTNet(nn.Module):
             return f"in_chns is {s.in_chns} and feature_chns starts with {s.feature_chns[0]} here"
         return None
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        own = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
-        for name in self.other_mode_names(own):
-            del state_dict[prefix + name]
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
-
-def _dimensions(s: PCTNetSettings) -> tuple[int, int]:
-    """Dimensions of levels 0 and 1."""
-    return (3 if s.resolution_mode == 0 else 2), (2 if s.resolution_mode == 2 else 3)
+def _leave_out_other_modes(net: PCTNet, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+    for name in net.other_mode_names(own):
+        del state_dict[prefix + name]
 
 
 def _explain_window(s: PCTNetSettings, level: int) -> str:
@@ -322,10 +277,6 @@ def _explain_window(s: PCTNetSettings, level: int) -> str:
         f"input_size {list(s.input_size)} is {list(s.level_size(level))} there, "
         f"so the window became {window} and {table}"
     )
-
-
-def _at_least_float(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _crop(out: Tensor, size: Size, stride: Size) -> Tensor:
