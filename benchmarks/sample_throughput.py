@@ -28,13 +28,13 @@ from pymic import TaskType
 from pymic.io.image_read_write import load_image_as_nd_array
 from pymic.io.nifty_dataset import NiftyDataset
 from pymic.transform.trans_dict import TransformDict
+from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from torchvision import transforms
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
 from pymic_vf.data.scan_list import ScanList
-from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.data.workers import set_up_worker
 from pymic_vf.demo.phantom import make_phantom

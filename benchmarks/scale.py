@@ -27,12 +27,12 @@ import torch
 from machine import machine
 from pymic import TaskType
 from pymic.transform.trans_dict import TransformDict
+from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
 from pymic_vf.data.scan_list import read_scan_list
-from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.demo.phantom import make_phantom
 from pymic_vf.host.transforms import VolumeFusion

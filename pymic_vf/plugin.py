@@ -92,6 +92,7 @@ REPAIRS = (
     *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
+    Repair("pymic.net_run.agent_abstract", "NetRunAgent", "register_before_agents_are_made"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
@@ -126,7 +127,7 @@ def register() -> None:
     hosts = [row.module for row in (*REGISTRATIONS, *REPAIRS)]
     ours = [row.implementation.split(":")[0] for row in REGISTRATIONS]  # whose import may be what imports PyMIC
     for module in dict.fromkeys((*hosts, *USERS, *ours)):
-        when_imported(module)(_apply_what_is_ready)
+        when_imported(module)(apply_what_is_ready)
 
 
 def autoload() -> None:
@@ -137,7 +138,8 @@ def autoload() -> None:
         warnings.warn(f"pymic_vf is installed but not registered with PyMIC: {error!r}", stacklevel=2)
 
 
-def _apply_what_is_ready(_imported: ModuleType | None = None) -> None:
+def apply_what_is_ready(_imported: ModuleType | None = None) -> None:
+    """Every row whose module is there and made, once."""
     for row in (*REGISTRATIONS, *REPAIRS):
         host = sys.modules.get(row.module)
         if row in _applied or host is None or not row.is_ready(host):

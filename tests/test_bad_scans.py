@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pymic_vf.data.cached_reader import CachedVolumeReader
-from pymic_vf.data.volume_transform import VolumeTransform
 
 from pymic_vf.data.bad_scans import BadScans
 from pymic_vf.data.cache_folder import CacheFolder
+from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.loader import SampleLoader, SampleNumbers
 from pymic_vf.data.prepare import prepare
 from pymic_vf.data.samples import Samples, SampleTransforms
@@ -19,6 +18,7 @@ from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.scan_check import check_before_training
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.volume_reader import WholeVolumeReader
+from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.errors import UserError
 
 from conftest import make_scan, write_volume

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from pymic_vf.data.stored_voxels import encode
 from pymic_vf.data.volume_file import VolumeFile, compress, write_entry
 

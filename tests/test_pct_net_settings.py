@@ -3,10 +3,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+from pymic_vf.networks.settings import parse_network_settings
 
 from pymic_vf.errors import ConfigError
 from pymic_vf.networks.pct_net import PCTNet
-from pymic_vf.networks.settings import parse_network_settings
 
 GOOD = {"net_type": "PCTNet", "in_chns": 1, "class_num": 5, "input_size": [64, 128, 128], "resolution_mode": 1}
 

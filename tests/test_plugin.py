@@ -21,7 +21,6 @@ WHERE = "pymic_vf.networks.pct_net pymic_vf.host.transforms Genesis MIM PatchSwa
     [
         "import torch",
         "from pymic.net.net_dict_seg import SegNetDict",  # half made when torch, which it imports, calls the plug-in
-        "from pymic.net_run.self_sup import SelfSupMethodDict",
         "import pymic.net_run.train",
         "import pymic_vf.host.transforms",  # itself the cause of PyMIC's import
         "import pymic_vf.host.agents",
@@ -50,7 +49,7 @@ def test_torch_alone_stays_alone(run):
 
 def test_a_command_imports_what_a_pretraining_needs_only_for_one(run):
     script = "import pymic.net_run.train, sys\nprint(*sorted(m for m in sys.modules if m in {names}))"
-    names = ("blosc2", "h5py", "matplotlib", "pymic_vf.host.agents", "pymic_vf.host.compat", "pymic_vf.methods")
+    names = ("blosc2", "pymic_vf.host.agents", "pymic_vf.data.loader", "pymic_vf.host.compat", "pymic_vf.methods")
     done = run("python", "-c", script.format(names=names))
     assert done.stdout.split() == ["pymic_vf.host.compat", "pymic_vf.methods"]
 

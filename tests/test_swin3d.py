@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
 from pymic_vf.networks.window_attention import SwinBlock, WindowAttention
 from pymic_vf.networks.windows import (
     MASKED,
@@ -17,6 +15,7 @@ from pymic_vf.networks.windows import (
     to_windows,
     window_layout,
 )
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from plain_pct_net import plain_window_attention  # the oracle is kept beside the benchmarks

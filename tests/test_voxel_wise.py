@@ -39,9 +39,7 @@ def drawn(kind: type, rng: np.random.Generator) -> Any:
     if rng.random() < 0.3:
         chosen, count = None, CHANNELS
     if kind is NormalizeWithMinMax:
-        return made(
-            kind, channels=chosen, threshold_lower=some(-900, 0, count), threshold_upper=some(0.1, 900, count)
-        )
+        return made(kind, channels=chosen, threshold_lower=some(-900, 0, count), threshold_upper=some(0.1, 900, count))
     if kind is NormalizeWithMeanStd:
         mean = some(-50, 50, count)
         std = None if mean is None else [None if m is None else number(1, 300) for m in mean]

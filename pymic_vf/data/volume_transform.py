@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pymic_vf.data.seeds import VOLUME, seeded
 from pymic_vf.data.scan import Scan, UnusableScanError, read_scan
+from pymic_vf.data.seeds import VOLUME, seeded
 from pymic_vf.data.voxel_wise import Step, is_voxel_wise, measured, pinned, steps_of
 from pymic_vf.errors import UserError
 from pymic_vf.sizes import Size

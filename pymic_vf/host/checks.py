@@ -6,6 +6,7 @@ networks. Configs of PyMIC's other methods and networks are PyMIC's to judge.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method
 from pymic_vf.networks.pct_net_settings import parse_network_settings
 from pymic_vf.sizes import Size
 
+log = logging.getLogger(__name__)
 IMAGE_AXES = 3  # of PCTNet's images
 ONE_HOT = "LabelToProbability"
 Config = Mapping[str, Mapping[str, Any]]
@@ -97,7 +99,7 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     name = config["self_supervised_learning"]["method_name"]
     kind = method_class(name)
     dataset, network, training = _sections(config, mistakes)
-    _check_unread_keys(config, mistakes)
+    _check_unread_keys(config, kind, mistakes)
     values = dataset.read((*DATASET_KEYS, *SAMPLE_KEYS, *kind.keys))
     kind.check(values, values["crop_size"], dataset)
     method = kind(values)
@@ -181,16 +183,19 @@ def _sections(config: Config, mistakes: list[str]) -> list[Section]:
     return [Section(config.get(name, {}), name, mistakes) for name in ("dataset", "network", "training")]
 
 
-def _check_unread_keys(config: Config, mistakes: list[str]) -> None:
-    """Note the keys of ours that would be ignored: misspelt ones, those of another section or of another method."""
-    ours = {name: (*SAMPLE_KEYS, *method_class(name).keys) for name in METHODS}
-    every = {key.name: key for keys in ours.values() for key in keys}
-    misspelt(Section(config["dataset"], "dataset", mistakes), list(every.values()))
-    of_ours = {name.lower(): name for key in every.values() for name in (key.name, key.former) if name}
+def _check_unread_keys(config: Config, method: type[Method], mistakes: list[str]) -> None:
+    """Note the keys of ours that would be ignored: misspelt ones and those of another section; log those of another
+    method, which one config for several methods may have."""
+    dataset = Section(config["dataset"], "dataset", mistakes)
+    ours = (*SAMPLE_KEYS, *method.keys)
+    misspelt(dataset, ours, others=("patch_size",))
+    unread = {key.name for name in METHODS for key in method_class(name).keys} - {key.name for key in ours}
+    if unread := sorted(name for name in unread if name in dataset):
+        log.info("[dataset] %s: of another method than %s, not read", ", ".join(unread), method.title)
     for section, values in config.items():
-        for key in values if section != "dataset" else ():
-            if key in of_ours:
-                Section(values, section, mistakes).wrong(of_ours[key], "belongs in [dataset] and would be ignored here")
+        for name in (name for key in ours for name in (key.name, key.former) if name.lower() in values):
+            if section != "dataset":
+                Section(values, section, mistakes).wrong(name, "belongs in [dataset] and would be ignored here")
 
 
 def _with_folders(dataset: Section, values: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +266,7 @@ def _check_scan_lists(
 ) -> tuple[ScanList | None, ScanList | None]:
     lists = []
     for stage in ("train", "valid"):
-        root, csv = values[f"{stage}_dir"] or values["train_dir"], values[f"{stage}_csv"]
+        root, csv = values[f"{stage}_dir" if f"{stage}_dir" in dataset else "train_dir"], values[f"{stage}_csv"]
         scans = None
         if root is not None and csv is not None:
             scans = read_scan_list(csv, root, values["modal_num"], dataset.mistakes, method.scans_per_sample)
