@@ -33,21 +33,21 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(run, scans: Path, out: Path):
     """Pretraining with a validation set: writes pretrain_best.pt, whose valid_pred is a numpy scalar."""
-    config = pretraining(scans, out, dataset={"valid_csv": scans / "pretrain.csv", "VF_valid_samples": 3})
+    config = pretraining(scans, out, dataset={"valid_csv": scans / "pretrain.csv", "valid_samples": 3})
     return run("pymic_train", write_cfg(out / "pretrain.cfg", config))
 
 
 @pytest.fixture(scope="module")
 def finetuned(run, scans: Path, out: Path, pretrained):
-    """Fine-tuning from the best checkpoint, without a validation set."""
-    changes = {"ckpt_init_name": "../pretrain/pretrain_best.pt"}
+    """Fine-tuning from the last checkpoint, without a validation set."""
+    changes = {"ckpt_init_name": "../pretrain/latest"}
     return run("pymic_train", write_cfg(out / "finetune.cfg", finetuning(scans, out, training=changes)))
 
 
 def test_pretraining_reports_and_saves(out: Path, pretrained):
     text = pretrained.stdout
-    assert "Volume Fusion of 4 scans, 3 samples of 4 others to validate; sub-volumes [16, 32, 32], K = 4" in text
-    assert len(re.findall(r"valid dice by fusion coefficient  0/4: [\d.]+  1/4: .*4/4: [\d.]+\n", text)) == 2
+    assert "Volume Fusion of 4 scans, 3 samples of 4 others to validate; crops [16, 32, 32]; outputs 0/4, 1/4" in text
+    assert len(re.findall(r"valid dice by class  0/4: [\d.]+  1/4: .*4/4: [\d.]+\n", text)) == 2
     if not torch.cuda.is_available():
         assert text.count("*** No CUDA device: running on the CPU") == 1
     assert "pretraining:" not in pretrained.stderr  # no progress line where the output is no terminal
@@ -157,7 +157,7 @@ def test_mistakes_end_in_one_message(run, scans: Path, tmp_path: Path):
         "4 mistakes in the configuration",
         "vf_patchnumber: there is no such key (did you mean VF_patch_number?)",
         "gone.csv: there is no such csv file",
-        "[network] class_num must be VF_foreground_classes + 1 = 5, got 4",
+        "[network] class_num must be 5 for Volume Fusion (0/4, 1/4, 2/4, 3/4, 4/4), got 4",
         "[training] lr_gamma is missing: lr_scheduler = StepLR needs it",
     ):
         assert message in done.stderr
