@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pymic.transform.intensity import IntensityClip
+from pymic.transform.intensity import HistEqual, IntensityClip
 from pymic.transform.normalize import NormalizeWithMeanStd, NormalizeWithMinMax, NormalizeWithPercentiles
 from pymic.transform.threshold import ChannelWiseThreshold
 
@@ -39,9 +39,7 @@ def drawn(kind: type, rng: np.random.Generator) -> Any:
     if rng.random() < 0.3:
         chosen, count = None, CHANNELS
     if kind is NormalizeWithMinMax:
-        return made(
-            kind, channels=chosen, threshold_lower=some(-900, 0, count), threshold_upper=some(0.1, 900, count)
-        )
+        return made(kind, channels=chosen, threshold_lower=some(-900, 0, count), threshold_upper=some(0.1, 900, count))
     if kind is NormalizeWithMeanStd:
         mean = some(-50, 50, count)
         std = None if mean is None else [None if m is None else number(1, 300) for m in mean]
@@ -89,29 +87,18 @@ class Derived(NormalizeWithMinMax):
     """May do anything."""
 
 
+BOUNDS = {"channels": [0], "threshold_lower": [0], "threshold_upper": [1]}
+
+
 @pytest.mark.parametrize(
     "transform",
     [
         made(NormalizeWithMeanStd, mask_threshold=0.0),  # makes the background random
-        made(
-            ChannelWiseThreshold,
-            channels=[0],
-            threshold_lower=[0],
-            threshold_upper=None,
-            replace_lower=[9],
-            replace_upper=None,
-        ),  # does not keep the order of values
-        made(Derived, channels=None, threshold_lower=None, threshold_upper=None)
-        if False
-        else Derived(
-            {
-                "task": None,
-                "normalizewithminmax_channels": None,
-                "normalizewithminmax_threshold_lower": None,
-                "normalizewithminmax_threshold_upper": None,
-            }
-        ),
+        made(ChannelWiseThreshold, **BOUNDS, replace_lower=[9], replace_upper=None),  # the order of values is lost
+        Derived({"task": None, **{f"normalizewithminmax_{name}": value for name, value in BOUNDS.items()}}),
+        made(HistEqual),
     ],
+    ids=lambda transform: type(transform).__name__,
 )
 def test_what_is_not_voxel_wise(transform: Any):
     assert not is_voxel_wise(transform)

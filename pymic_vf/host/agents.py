@@ -17,6 +17,7 @@ from pymic.net_run.infer_func import Inferer
 from tqdm import tqdm
 
 from pymic_vf.data.cache_folder import GIB, CacheFolder
+from pymic_vf.data.cached_reader import CachedVolumeReader as ChunkedVolumeReader
 from pymic_vf.data.first_look import check_scans
 from pymic_vf.data.loader import FusionLoader, SampleNumbers
 from pymic_vf.data.random_state import TRAIN, VALID
@@ -25,7 +26,6 @@ from pymic_vf.data.set_aside import FILE, SetAside
 from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from pymic_vf.data.volume_reader import VolumeReader, WholeVolumeReader
 from pymic_vf.data.volume_transform import VolumeTransform
-from pymic_vf.data.cached_reader import CachedVolumeReader as ChunkedVolumeReader
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host.checks import PretrainingPlan, check_pretraining, fuse_transform, make_transform
 from pymic_vf.host.config import ONE_HOT, SampleSettings
