@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
-import pickle
 import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
 import pytest
 import torch
+from pymic.transform.trans_dict import TransformDict
 
+from pymic_vf.data.cache_entry import CacheEntry
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.scan import UnusableScanError
@@ -30,7 +33,7 @@ SIZE = (40, 70, 90)  # several blocks an axis, none of them whole at the end
 
 
 class Window:
-    """A PyMIC-like transform of intensities."""
+    """A PyMIC-like transform of intensities that nobody knows to be voxel-wise."""
 
     def __init__(self, width: float) -> None:
         self.width = width
@@ -38,6 +41,15 @@ class Window:
     def __call__(self, sample: dict) -> dict:
         sample["image"] = np.clip(sample["image"] / np.float32(self.width), -1, 1)
         return sample
+
+
+def pymics(name: str, **keys: Any) -> Callable:
+    keys = {"channels": [0], **keys}
+    return TransformDict[name]({"task": None, **{f"{name.lower()}_{key}": value for key, value in keys.items()}})
+
+
+def hu_window(low: int, high: int) -> Callable:
+    return pymics("NormalizeWithMinMax", threshold_lower=[low], threshold_upper=[high])
 
 
 @pytest.fixture
@@ -48,14 +60,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def scan_list(folder: Path, count: int = 3) -> ScanList:
-    return ScanList(folder / "volumes", np.array([[f"{i}.nii.gz".encode()] for i in range(count)]))
+def scan_list(folder: Path) -> ScanList:
+    return ScanList(folder / "volumes", np.array([[f"{i}.nii.gz".encode()] for i in range(3)]))
 
 
-def reader(folder: Path, *transforms: Callable, max_bytes: int | None = None, count: int = 3) -> CachedVolumeReader:
-    return CachedVolumeReader(
-        scan_list(folder, count), VolumeTransform(transforms), CacheFolder(folder / "cache", max_bytes)
-    )
+def reader(folder: Path, *transforms: Callable, max_bytes: int | None = None, **options: Any) -> CachedVolumeReader:
+    cache = CacheFolder(folder / "cache", max_bytes)
+    return CachedVolumeReader(scan_list(folder), VolumeTransform(transforms), cache, **options)
 
 
 def whole(volumes: CachedVolumeReader | WholeVolumeReader, index: int = 0) -> np.ndarray:
@@ -67,31 +78,35 @@ def entries(folder: Path) -> list[Path]:
 
 
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_):
-        raise AssertionError("decoded although it is in the cache")
-
-    monkeypatch.setattr(VolumeTransform, "decode", fail)
+    monkeypatch.setattr(VolumeTransform, "decode", lambda *_: pytest.fail("decoded although it is in the cache"))
 
 
-@pytest.mark.parametrize("transforms", [(), (Window(150.0),)], ids=["as it is", "windowed"])
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        (),
+        (Window(150.0),),
+        (hu_window(-50, 80),),
+        (pymics("NormalizeWithMeanStd"),),
+        (Window(150.0), pymics("NormalizeWithPercentiles"), pymics("NormalizeWithMeanStd")),
+    ],
+    ids=["as it is", "unknown", "window", "mean and std", "three"],
+)
 def test_same_voxels_as_from_whole_volumes(folder: Path, monkeypatch: pytest.MonkeyPatch, transforms: tuple):
     expected = WholeVolumeReader(scan_list(folder), VolumeTransform(transforms))
     first = reader(folder, *transforms)
-    boxes = []
     rng = np.random.default_rng(0)
-    for _ in range(100):
-        start = rng.integers(0, SIZE)
-        size = rng.integers(1, np.array(SIZE) - start, endpoint=True)
-        boxes.append((int(rng.integers(3)), start.tolist(), size.tolist()))
-    for box in boxes:
-        voxels = first.read(*box)
-        assert voxels.dtype == np.float32 and voxels.flags.c_contiguous and voxels.flags.writeable
-        assert np.array_equal(voxels, expected.read(*box))
+    starts = [rng.integers(0, SIZE) for _ in range(100)]
+    boxes = [(int(rng.integers(3)), start, rng.integers(1, SIZE - start, endpoint=True)) for start in starts]
+    wanted = [expected.read(*box) for box in boxes]
+    for box, voxels in zip(boxes, wanted, strict=True):
+        crop = first.read(*box)
+        assert crop.dtype == np.float32 and crop.flags.c_contiguous and crop.flags.writeable
+        assert np.array_equal(crop, voxels)
     assert first.shape(1) == expected.shape(1) == (1, *SIZE)
-    wanted = [expected.read(*box) for box in boxes[:10]]
     no_decoding(monkeypatch)
     again = reader(folder, *transforms)
-    assert all(np.array_equal(again.read(*box), voxels) for box, voxels in zip(boxes[:10], wanted, strict=True))
+    assert all(np.array_equal(again.read(*box), voxels) for box, voxels in zip(boxes, wanted, strict=True))
 
 
 def test_no_larger_than_the_scan_files(folder: Path):
@@ -110,17 +125,8 @@ def test_scans_with_much_air_take_no_more_either(folder: Path):
     file = write_volume(folder / "volumes" / "0.nii.gz", voxels)
     volumes = reader(folder)
     assert np.array_equal(whole(volumes)[0], voxels)
-    assert volumes._volume(0).voxels._array.cparams.codec == blosc2.Codec.ZSTD
+    assert blosc2.open(str(entries(folder)[0]), mode="r").cparams.codec == blosc2.Codec.ZSTD
     assert volumes.entry_bytes(0) <= 2 * file.stat().st_size
-
-
-def test_two_modalities(folder: Path):
-    scans = ScanList(folder / "volumes", np.array([[b"0.nii.gz", b"1.nii.gz"]]))
-    volumes = CachedVolumeReader(scans, VolumeTransform(()), CacheFolder(folder / "cache"))
-    expected = WholeVolumeReader(scans, VolumeTransform(()))
-    assert volumes.shape(0) == (2, *SIZE)
-    box = (0, (3, 5, 7), (20, 30, 40))
-    assert np.array_equal(volumes.read(*box), expected.read(*box))
 
 
 def test_another_setting_gets_other_voxels(folder: Path):
@@ -129,6 +135,38 @@ def test_another_setting_gets_other_voxels(folder: Path):
     assert not np.array_equal(narrow, wide)
     assert np.array_equal(whole(reader(folder, Window(100.0))), narrow)
     assert len(entries(folder)) == 2
+
+
+def test_a_changed_window_needs_no_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    whole(reader(folder, hu_window(-100, 100)))
+    assert len(entries(folder)) == 1  # with nothing to measure, there is no file of numbers
+    no_decoding(monkeypatch)
+    scan = make_scan(0, SIZE)[0].astype(np.float32)
+    assert np.array_equal(whole(reader(folder))[0], scan)
+    narrow = whole(reader(folder, hu_window(0, 50)))[0]
+    assert np.array_equal(narrow, 2 * np.clip(scan, 0, 50) / 50 - 1)
+    standardized = whole(reader(folder, pymics("NormalizeWithMeanStd")))[0]
+    assert np.array_equal(standardized, (scan - scan.mean()) / (scan.std() + 1e-5))
+    with pytest.raises(UnusableScanError, match=r"0\.nii\.gz: flat, every voxel is -1"):
+        reader(folder, hu_window(2000, 3000)).shape(0)
+
+
+def test_what_is_measured_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    transforms = pymics("NormalizeWithPercentiles"), hu_window(0, 1)
+    expected = whole(reader(folder, *transforms))
+    (kept,) = (folder / "cache").glob("*/*.json")
+    content = kept.read_bytes()
+    assert len(json.loads(content)[0]) == 2 and kept.name[:40] == entries(folder)[-1].name[:40]
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "percentile", lambda *_, **__: pytest.fail("measured although it is there"))
+        assert np.array_equal(whole(reader(folder, *transforms)), expected)
+    no_decoding(monkeypatch)
+    for damaged in (b"", content[:-3], b"[1]", b"{}", content.replace(b".", b".1", 1)):
+        kept.write_bytes(damaged)
+        assert np.array_equal(whole(reader(folder, *transforms)), expected)
+        assert kept.read_bytes() == content
+    kept.unlink()
+    assert np.array_equal(whole(reader(folder, *transforms)), expected) and kept.read_bytes() == content
 
 
 def test_changed_scan_gets_its_new_voxels_while_running(folder: Path):
@@ -169,15 +207,9 @@ def test_scan_replaced_while_it_is_decoded(folder: Path, monkeypatch: pytest.Mon
     assert len(calls) == 2 and len(entries(folder)) == 1
 
 
-def zeros_in_the_middle(content: bytearray) -> bytearray:
-    middle = len(content) // 2
-    content[middle : middle + 500] = bytes(500)
-    return content
-
-
 DAMAGES = {
     "one bit": lambda c: c[: len(c) // 3] + bytes([c[len(c) // 3] ^ 4]) + c[len(c) // 3 + 1 :],
-    "zeros": zeros_in_the_middle,
+    "zeros": lambda c: c[: len(c) // 2] + bytes(500) + c[len(c) // 2 + 500 :],
     "cut off": lambda c: c[: len(c) // 2],
     "cut short": lambda c: c[:-1],
     "empty": lambda _: b"",
@@ -203,11 +235,15 @@ def test_damaged_entry_is_noticed_and_made_anew(
     assert path.read_bytes()[:-8] == intact[:-8]  # but for the time
 
 
-def test_entry_removed_while_running(folder: Path):
+@pytest.mark.parametrize("what", ["entry", "folder"])
+def test_what_is_removed_while_running_is_made_anew(folder: Path, what: str):
     volumes = reader(folder)
     expected = whole(volumes)
-    entries(folder)[0].unlink()
-    assert np.array_equal(whole(volumes), expected)
+    if what == "entry":
+        entries(folder)[0].unlink()
+    else:
+        shutil.rmtree(folder / "cache")
+    assert np.array_equal(whole(volumes), expected) and len(entries(folder)) == 1
 
 
 def test_copied_cache_is_accepted(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
@@ -222,7 +258,7 @@ def test_bad_scan_leaves_no_entry(folder: Path):
     (folder / "volumes" / "0.nii.gz").write_bytes(b"not a scan")
     write_volume(folder / "volumes" / "1.nii.gz", np.full(SIZE, 7, np.int16))
     volumes = CachedVolumeReader(
-        scan_list(folder), VolumeTransform((), smallest=(41, 1, 1)), CacheFolder(folder / "cache")
+        scan_list(folder), VolumeTransform((), smallest=(40, 70, 91)), CacheFolder(folder / "cache")
     )
     for index, reason in enumerate((r"0\.nii\.gz: cannot be read", "too small", r"too small, \[40, 70, 90\] voxels")):
         with pytest.raises(UnusableScanError, match=reason):
@@ -230,32 +266,24 @@ def test_bad_scan_leaves_no_entry(folder: Path):
     with pytest.raises(UnusableScanError, match=r"1\.nii\.gz: flat, every voxel is 7"):
         reader(folder).shape(1)
     assert not entries(folder)
+    whole(reader(folder), 2)
+    with pytest.raises(UnusableScanError, match="too small"):  # of an entry, too
+        volumes.shape(2)
 
 
 def test_cap_keeps_further_volumes_out(folder: Path, caplog: pytest.LogCaptureFixture):
-    one = reader(folder)
-    whole(one)
+    transforms = Window(7.0), pymics("NormalizeWithMeanStd")
+    one = reader(folder, *transforms)
+    expected = [whole(one, index) for index in range(3)]
     cap = int(1.5 * one.entry_bytes(0))
+    shutil.rmtree(folder / "cache")
+    volumes = reader(folder, *transforms, max_bytes=cap)
     with caplog.at_level(logging.WARNING):
-        volumes = reader(folder, max_bytes=cap)
-        expected = WholeVolumeReader(scan_list(folder), VolumeTransform(()))
         for index in (0, 1, 2, 1):
-            assert np.array_equal(whole(volumes, index), whole(expected, index))
-    assert len(entries(folder)) == 1
+            assert np.array_equal(whole(volumes, index), expected[index])
+    assert len(list((folder / "cache").glob("*/*.b2nd"))) == 1
     assert len(caplog.messages) == 1 and "has reached cache_max_gib" in caplog.text
-    assert volumes.entry_bytes(1) == 0
-
-
-def test_cap_does_not_change_a_rounded_voxel(folder: Path):
-    class Fraction(Window):
-        def __call__(self, sample: dict) -> dict:
-            sample["image"] = np.sqrt(np.abs(np.cumsum(sample["image"], axis=1)))  # no function of the voxel alone
-            return sample
-
-    capped = whole(reader(folder, Fraction(1), max_bytes=0))
-    assert not entries(folder)
-    assert np.array_equal(capped, whole(reader(folder, Fraction(1))))
-    assert len(entries(folder)) == 1
+    assert volumes.entry_bytes(0) > 0 == volumes.entry_bytes(1)
 
 
 def test_writers_together_do_not_exceed_the_cap(folder: Path):
@@ -272,20 +300,12 @@ def test_writers_together_do_not_exceed_the_cap(folder: Path):
     assert len(entries(folder)) == 2
 
 
-def test_a_folder_that_is_removed_is_made_anew(folder: Path):
-    volumes = reader(folder)
-    whole(volumes, 0)
-    shutil.rmtree(folder / "cache")
-    assert np.array_equal(whole(volumes, 0)[0], make_scan(0, SIZE)[0])
-    assert len(entries(folder)) == 1
-
-
 def test_an_entry_under_the_name_of_another_is_none(folder: Path):
     volumes = reader(folder)
     paths = []
     for index in (0, 1):
         whole(volumes, index)
-        paths.append(volumes._volume(index).voxels.path)
+        paths += [path for path in entries(folder) if path not in paths]
     paths[1].replace(paths[0])
     assert np.array_equal(whole(volumes, 0)[0], make_scan(0, SIZE)[0])
     assert np.array_equal(whole(reader(folder), 1)[0], make_scan(1, SIZE)[0])
@@ -295,7 +315,7 @@ def test_damage_with_the_time_put_back_that_cannot_be_decoded(folder: Path):
     """Size and time are as written, so that only the decoder notices."""
     volumes = reader(folder)
     whole(volumes, 0)
-    path = volumes._volume(0).voxels.path
+    (path,) = entries(folder)
     stat, content = path.stat(), bytearray(path.read_bytes())
     content[len(content) // 4 : 3 * len(content) // 4] = bytes(len(content) // 2)
     for each in (volumes, reader(folder)):
@@ -374,34 +394,13 @@ def test_many_writers_at_once(folder: Path):
     assert not [path for path in entries(folder) if path.name.startswith(".")]
 
 
-def test_open_volumes_and_files_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(volume_store, "OPEN_VOLUMES", 2)
-    volumes = reader(folder)
+def test_open_volumes_and_files_are_bounded(folder: Path):
+    volumes = reader(folder, memory_bytes=2 * CacheEntry.nbytes)
     for index in (0, 1, 2, 0, 1, 2):
         volumes.read(index, (0, 0, 0), (1, 1, 1))
-        assert len(volumes._open) <= 2
+        assert len(volumes._recent) <= 2
     held = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
     assert len([path for path in held if str(folder) in path]) <= 2
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read from /proc")
-def test_memory_does_not_grow(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(volume_store, "OPEN_VOLUMES", 1)
-    volumes = reader(folder, Window(1000.0))  # with a table for each volume, of some KiB
-
-    def use(times: int) -> None:
-        for number in range(3 * times):
-            volumes.read(number % 3, (0, 0, 0), (8, 8, 8))
-
-    assert whole(volumes).nbytes > 0 and volumes._open[0][1]._coding.table.nbytes > 1000
-    use(100)
-    before = resident_bytes()
-    use(2000)
-    assert resident_bytes() - before < 1000 * 2000
 
 
 def test_cannot_make_folder(folder: Path):
@@ -409,22 +408,19 @@ def test_cannot_make_folder(folder: Path):
         CacheFolder(folder / "volumes" / "0.nii.gz" / "cache")
 
 
-def test_reader_travels_as_bytes(folder: Path):
-    volumes = reader(folder, Window(100.0))
+class Whole(torch.utils.data.Dataset):
+    def __init__(self, volumes: CachedVolumeReader) -> None:
+        self.volumes = volumes
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return whole(self.volumes, index)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_reader_travels_to_workers(folder: Path, start: str):
+    volumes = reader(folder, hu_window(-100, 100))
     expected = whole(volumes)
-    assert np.array_equal(whole(pickle.loads(pickle.dumps(volumes))), expected)
-
-
-def test_reader_travels_to_workers(folder: Path):
-    volumes = reader(folder)
-    expected = whole(volumes)
-
-    class Read(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 2
-
-        def __getitem__(self, _: int) -> np.ndarray:
-            return whole(volumes)
-
-    for batch in torch.utils.data.DataLoader(Read(), num_workers=1, batch_size=None):
-        assert np.array_equal(batch, expected)
+    loader = torch.utils.data.DataLoader(
+        Whole(volumes), None, sampler=[0], num_workers=1, multiprocessing_context=start
+    )
+    assert [np.array_equal(batch, expected) for batch in loader] == [True]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pymic.transform.intensity import IntensityClip
+from pymic.transform.intensity import HistEqual, IntensityClip
 from pymic.transform.normalize import NormalizeWithMeanStd, NormalizeWithMinMax, NormalizeWithPercentiles
 from pymic.transform.threshold import ChannelWiseThreshold
 
@@ -87,29 +87,18 @@ class Derived(NormalizeWithMinMax):
     """May do anything."""
 
 
+BOUNDS = {"channels": [0], "threshold_lower": [0], "threshold_upper": [1]}
+
+
 @pytest.mark.parametrize(
     "transform",
     [
         made(NormalizeWithMeanStd, mask_threshold=0.0),  # makes the background random
-        made(
-            ChannelWiseThreshold,
-            channels=[0],
-            threshold_lower=[0],
-            threshold_upper=None,
-            replace_lower=[9],
-            replace_upper=None,
-        ),  # does not keep the order of values
-        made(Derived, channels=None, threshold_lower=None, threshold_upper=None)
-        if False
-        else Derived(
-            {
-                "task": None,
-                "normalizewithminmax_channels": None,
-                "normalizewithminmax_threshold_lower": None,
-                "normalizewithminmax_threshold_upper": None,
-            }
-        ),
+        made(ChannelWiseThreshold, **BOUNDS, replace_lower=[9], replace_upper=None),  # the order of values is lost
+        Derived({"task": None, **{f"normalizewithminmax_{name}": value for name, value in BOUNDS.items()}}),
+        made(HistEqual),
     ],
+    ids=lambda transform: type(transform).__name__,
 )
 def test_what_is_not_voxel_wise(transform: Any):
     assert not is_voxel_wise(transform)

@@ -1,15 +1,13 @@
 """A cache entry: one volume in one file, from which a box is read without the rest.
 
-The file is a Blosc2 array (``.b2nd``, which other tools open too), followed by the extremes of its channels and a trailer
-that says how it must be. Blosc2 has no checksum: of 60 damaged files it noticed 13. So the file's time of change is set
-to one that is written in the trailer, and whatever writes to the file afterwards changes it. A look at size and time
-before each read tells that all is as it was written; where they differ, as after a copy, or where Blosc2 fails, a
-checksum decides.
+The file is a Blosc2 array (``.b2nd``, which other tools open too), the extremes of its channels, and a trailer. Blosc2
+has no checksum: of 60 damaged files it noticed 13. So the file's time of change is set to one that the trailer has, and
+whatever writes to the file later changes it. A look at size and time before each read tells that all is as it was
+written; where they differ, as after a copy, or where Blosc2 fails, the trailer's checksum decides.
 
-LZ4 with bit shuffle reads fastest: 2.2 times a memory map, for 0.83 to 0.94 of the bytes of a ``.nii.gz``. Of scans with
-much exact air gzip makes less; these get Zstandard with byte shuffle (4 times, 0.94 of the bytes). Blocks of
-16x16x32 voxels fit a processor's first cache. The file is not mapped: that is no faster, and a mapped file that is cut
-off kills the process.
+LZ4 with bit shuffle reads fastest: 2.2 times a memory map, 0.83 to 0.94 of the bytes of a ``.nii.gz``. Scans with much
+air that is exactly the same value get Zstandard with byte shuffle (4 times, 0.94). Blocks of 16x16x32 voxels fit a
+processor's first cache. The file is not mapped: that is no faster, and a mapped file that is cut off kills the process.
 """
 
 from __future__ import annotations
@@ -31,10 +29,8 @@ from pymic_vf.files import whole_file
 
 SUFFIX = ".b2nd"
 CHUNK, BLOCK = (1, 64, 128, 128), (1, 16, 16, 32)
-# magic, key, CRC-32 of all before the trailer, time of change in ns
-TRAILER = struct.Struct("<8s40sIQ")
 MAGIC = b"PyMIC_VF"
-ONE_THREAD = {"nthreads": 1}  # a worker's share is one core, and threads do not survive its fork
+TRAILER = struct.Struct("<8s40sIQ")  # magic, key, CRC-32 of all before the trailer, time of change in ns
 
 
 class DamagedEntryError(UserError):
@@ -42,20 +38,19 @@ class DamagedEntryError(UserError):
 
 
 def packed(key: str, voxels: np.ndarray, extremes: np.ndarray, budget: int) -> bytes:
-    """The content of an entry's file; where it can be had, no more than `budget` bytes.
+    """The content of an entry's file, of at most `budget` bytes where that can be had.
 
     Args:
-        key: 40 characters, the name of the file.
-        voxels: [C, D, H, W], integers or float32.
-        extremes: the smallest and largest of each channel, float32 [C, 1, 1, 2].
+        key: the name of the file, 40 characters.
+        voxels: [C, D, H, W], integers or float32, contiguous.
+        extremes: the smallest and the largest of each channel, float32 [C, 1, 1, 2].
         budget: in bytes.
     """
     array = _compressed(voxels, blosc2.Codec.LZ4, blosc2.Filter.BITSHUFFLE)
     if len(array) > budget:
         array = _compressed(voxels, blosc2.Codec.ZSTD, blosc2.Filter.SHUFFLE)
     content = array + extremes.tobytes()
-    # whole even seconds: the coarsest time that a file system keeps
-    stamp = int(time.time()) // 2 * 2 * 10**9
+    stamp = int(time.time()) // 2 * 2 * 10**9  # whole even seconds: the coarsest time that a file system keeps
     return content + TRAILER.pack(MAGIC, key.encode(), zlib.crc32(content), stamp)
 
 
@@ -68,8 +63,8 @@ def _compressed(voxels: np.ndarray, codec: blosc2.Codec, shuffle: blosc2.Filter)
 
 @functools.cache
 def _empty(dtype: np.dtype, codec: blosc2.Codec, shuffle: blosc2.Filter) -> bytes:
-    """An array of one voxel to start from: Blosc2 4.14 leaks with each array made from nothing, 3 KiB a volume."""
-    cparams = {"codec": codec, "clevel": 1, "filters": [shuffle], "filters_meta": [0], **ONE_THREAD}
+    """An array of one voxel to start from: Blosc2 4.14 leaks with each that is made anew, 3 KiB a volume in all."""
+    cparams = {"codec": codec, "clevel": 1, "filters": [shuffle], "filters_meta": [0]}
     return blosc2.empty((1, 1, 1, 1), dtype, chunks=CHUNK, blocks=BLOCK, cparams=cparams).to_cframe()
 
 
@@ -97,20 +92,21 @@ class CacheEntry:
         DamagedEntryError: it is not as it was written.
     """
 
-    nbytes = (
-        1 << 23
-    )  # more than it takes of memory: a process that counts it so holds some 60 files open, not thousands
+    # of memory; more than it takes, so that a process keeps a hundred files open and not thousands
+    nbytes = 4 * 2**20
 
     def __init__(self, path: Path, in_doubt: bool = False) -> None:
         self.path = path
         self._state = _verified(path, in_doubt)
         try:
-            self._array = blosc2.open(str(path), mode="r", dparams=ONE_THREAD)
+            # a worker's share is one core
+            self._array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
         except Exception as error:  # Blosc2's, of many kinds: the bytes are as written, so another version's
             raise DamagedEntryError(f"Blosc2 cannot open it ({error})") from error
         self.shape: tuple[int, int, int, int] = self._array.shape
-        channels, end = self.shape[0], self._state[0] - TRAILER.size
-        self.extremes = np.fromfile(path, np.float32, 2 * channels, offset=end - 8 * channels).reshape(-1, 1, 1, 2)
+        count = 2 * self.shape[0]
+        first = self._state[0] - TRAILER.size - 4 * count
+        self.extremes = np.fromfile(path, np.float32, count, offset=first).reshape(-1, 1, 1, 2)
 
     def __getitem__(self, box: Any) -> np.ndarray:
         """The voxels of a box, as they were written.

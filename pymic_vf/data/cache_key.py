@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,28 @@ def scan_state(files: Sequence[Path]) -> State:
 
 def describe(transforms: Sequence[Any]) -> str:
     """The transforms and all that was set in them, defaults included, as text that is the same in every process."""
-    return json.dumps([version("PyMIC"), list(transforms)], default=_plain, sort_keys=True) if transforms else ""
+    if not transforms:
+        return ""
+    return json.dumps([version("PyMIC"), [_plain(transform) for transform in transforms]], sort_keys=True)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know, as what it knows."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, np.ndarray):
         return [str(value.dtype), value.tolist()]
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
-    kind = value if hasattr(value, "__qualname__") else type(value)  # a function, a class, or an object of one
-    return [f"{kind.__module__}.{kind.__qualname__}", getattr(value, "__dict__", None) if kind is not value else None]
+    kind = value if isinstance(value, type) or callable(getattr(value, "__code__", None)) else type(value)
+    return [f"{kind.__module__}.{kind.__qualname__}", _plain(getattr(value, "__dict__", {}))]
 
 
 def cache_key(files: Sequence[Path], state: State, transforms: str) -> str:

@@ -89,14 +89,14 @@ class CachedVolumeReader:
         try:
             entry, numbers = CacheEntry(path, in_doubt), self._kept_numbers(path)
             volume = self.transform.volume(files, entry, entry.extremes, numbers)
+            if numbers is None:
+                self._keep_numbers(path, volume.numbers)
+            return volume
         except FileNotFoundError:
-            return self._made(files, state)
+            pass
         except (DamagedEntryError, OSError) as error:
             log.warning("cache_dir: %s is damaged (%s) and is made anew from %s", path, error, files[0])
-            return self._made(files, state)
-        if numbers is None:
-            self._keep_numbers(path, volume.numbers)
-        return volume
+        return self._made(files, state)
 
     def _made(self, files: Sequence[Path], state: State) -> Volume:
         """Decode a scan and store it, under the state that its files had before and after."""

@@ -128,14 +128,12 @@ def extremes(voxels: np.ndarray) -> np.ndarray:
 
 def _in_type_to_keep(voxels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The same voxels as integers of `dtype`, the file's, where it can hold them; else floats as float32."""
-    if voxels.dtype.kind != "f":
-        return voxels.view(np.uint8) if voxels.dtype == bool else voxels
-    if dtype.kind in "iu":
+    if voxels.dtype.kind == "f" and dtype.kind in "iu":
         with np.errstate(invalid="ignore"):
             whole = voxels.astype(dtype)
-        if np.array_equal(whole, voxels):
-            return whole
-    return voxels.astype(np.float32, copy=False)
+        voxels = whole if np.array_equal(whole, voxels) else voxels
+    kind = {"b": np.uint8, "f": np.float32}.get(voxels.dtype.kind, voxels.dtype.newbyteorder("="))
+    return voxels.astype(kind, order="C", copy=False)
 
 
 @contextmanager
