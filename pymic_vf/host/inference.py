@@ -26,9 +26,8 @@ from pymic_vf.host.inference_settings import InferenceSettings, parse_inference
 log = logging.getLogger(__name__)
 
 SIGMA = 1 / 8  # of the Gaussian, in windows; PyMIC's value
-# by tta_mode: ways to show a volume to the network, each of which undoes itself
+# by tta_mode: the views of a volume that are averaged; each undoes itself
 VIEWS: dict[int, list[Callable[[Tensor], Tensor]]] = {
-    0: [lambda x: x],
     1: [lambda x: x, lambda x: x.flip(-2), lambda x: x.flip(-1), lambda x: x.flip(-2, -1)],
     2: [lambda x: x, lambda x: x.transpose(-1, -3), lambda x: x.transpose(-2, -3)],
 }
