@@ -28,23 +28,22 @@ from pymic import TaskType
 from pymic.io.image_read_write import load_image_as_nd_array
 from pymic.io.nifty_dataset import NiftyDataset
 from pymic.transform.trans_dict import TransformDict
-from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 from torchvision import transforms
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
-from pymic_vf.data.loader import FusionLoader, SampleNumbers
+from pymic_vf.data.loader import SampleLoader, SampleNumbers
+from pymic_vf.data.samples import Samples, SampleTransforms
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.data.workers import set_up_worker
 from pymic_vf.demo.phantom import make_phantom
-from pymic_vf.host.transforms import VolumeFusion
+from pymic_vf.methods.volume_fusion import VolumeFusion
 
 CROP = (64, 128, 128)
 CLASSES = 5
 PARAMS = {
     "task": TaskType.SEGMENTATION,
-    "vf_crop_size": list(CROP),
     "crop4volumefusion_output_size": list(CROP),
     "labeltoprobability_class_num": CLASSES,
     "normalizewithminmax_channels": [0],
@@ -91,11 +90,16 @@ def our_reader(folder: Path, names: Sequence[str], cache: Path, transforms: Sequ
     return CachedVolumeReader(scans, transform, CacheFolder(cache))
 
 
-def our_samples(folder: Path, names: Sequence[str], cache: Path, one_hot: bool = False) -> FusedSamples:
+def volume_fusion() -> VolumeFusion:
+    """With the paper's values."""
+    return VolumeFusion({key.name: key.default for key in VolumeFusion.keys})
+
+
+def our_samples(folder: Path, names: Sequence[str], cache: Path, one_hot: bool = False) -> Samples:
     """Ours, as the agent makes them; `one_hot` makes the label in the worker, as PyMIC does."""
     reader = our_reader(folder, names, cache, [WINDOW])
     after = (TransformDict["LabelToProbability"](PARAMS),) if one_hot else ()
-    return FusedSamples(reader, CROP, SampleTransforms((), VolumeFusion(PARAMS), after), seed=0)
+    return Samples(reader, CROP, volume_fusion(), SampleTransforms((), after), seed=0)
 
 
 def make_volumes(folder: Path, count: int, size: Sequence[int]) -> list[str]:
@@ -167,12 +171,12 @@ def measure_worker(folder: Path, names: Sequence[str], repeats: int) -> None:
     count = 2 * max(20 * repeats // 2, 1)
     for one_hot in (False, True):
         samples = our_samples(folder, names, folder / "cache", one_hot)
-        loader = FusionLoader(samples, SampleNumbers(count=count), 2, 1, CLASSES)
+        loader = SampleLoader(samples, SampleNumbers(count=count), 2, 1, CLASSES)
         before, clock, cpu = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), time.process_time()
         for _ in loader:
             pass
         clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-        loader.close()
+        del loader  # and with it its worker, whose time the system counts at its end
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         worker = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         name = "one-hot labels" if one_hot else "labels as bytes"

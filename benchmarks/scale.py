@@ -27,26 +27,25 @@ import torch
 from machine import machine
 from pymic import TaskType
 from pymic.transform.trans_dict import TransformDict
-from pymic_vf.data.sub_volumes import FusedSamples, SampleTransforms
 
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
-from pymic_vf.data.loader import FusionLoader, SampleNumbers
+from pymic_vf.data.loader import SampleLoader, SampleNumbers
+from pymic_vf.data.samples import Samples, SampleTransforms
 from pymic_vf.data.scan_list import read_scan_list
 from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.demo.phantom import make_phantom
-from pymic_vf.host.transforms import VolumeFusion
+from pymic_vf.methods.volume_fusion import VolumeFusion
 
 CROP, SIZE = (16, 32, 32), (24, 48, 48)
 PARAMS = {
     "task": TaskType.SEGMENTATION,
-    "vf_crop_size": list(CROP),
-    "vf_patch_size_min": [2, 4, 4],
-    "vf_patch_size_max": [10, 20, 20],
     "normalizewithminmax_channels": [0],
     "normalizewithminmax_threshold_lower": [-1000],
     "normalizewithminmax_threshold_upper": [1000],
 }
+FUSION = {"VF_foreground_classes": 4, "VF_patch_number": (10, 40), "VF_patch_size_min": (2, 4, 4),
+          "VF_patch_size_max": (10, 20, 20)}  # fmt: skip
 CLASSES, BATCH = 5, 4
 
 
@@ -67,18 +66,18 @@ def make_rows(folder: Path, rows: int, files: int = 8) -> Path:
     return csv
 
 
-def samples_of(csv: Path) -> FusedSamples:
+def samples_of(csv: Path) -> Samples:
     mistakes: list[str] = []
     scans = read_scan_list(csv, csv.parent / "volumes", 1, mistakes)
     if mistakes:
         raise SystemExit("\n".join(mistakes))
     transform = VolumeTransform([TransformDict["NormalizeWithMinMax"](PARAMS)])
     reader = CachedVolumeReader(scans, transform, CacheFolder(csv.parent / "cache"))
-    return FusedSamples(reader, CROP, SampleTransforms((), VolumeFusion(PARAMS), ()), seed=0)
+    return Samples(reader, CROP, VolumeFusion(FUSION), SampleTransforms(), seed=0)
 
 
-def loader_of(samples: FusedSamples, count: int | None, workers: int) -> FusionLoader:
-    return FusionLoader(samples, SampleNumbers(count=count), BATCH, workers, CLASSES)
+def loader_of(samples: Samples, count: int | None, workers: int) -> SampleLoader:
+    return SampleLoader(samples, SampleNumbers(count=count), BATCH, workers, CLASSES)
 
 
 def in_process(work: Callable, *arguments: Any) -> Any:
@@ -101,7 +100,6 @@ def time_to_first_batch(csv: Path, workers: int) -> tuple[float, float]:
     loader = loader_of(samples, None, workers)
     next(iter(loader))
     end = time.perf_counter()
-    loader.close()
     return read - start, end - read
 
 
@@ -127,7 +125,7 @@ def memory_over_time(csv: Path, samples: int, workers: int) -> None:
     history = []
     for batch, _ in enumerate(loader, start=1):
         if batch in marks:
-            pids = [process.pid for process in loader._loader._iterator._workers]
+            pids = [process.pid for process in multiprocessing.active_children()]
             history.append([max(memory_of(pids, field)) for field in ("Rss", "Pss")])
             print(f"  after {batch * BATCH:6d} samples: largest worker RSS {history[-1][0]:.0f}, PSS "
                   f"{history[-1][1]:.0f} MiB", flush=True)  # fmt: skip

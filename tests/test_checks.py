@@ -130,7 +130,7 @@ def test_a_home_folder_is_what_it_is_to_a_shell(scans: Path, tmp_path: Path, mon
 MIM = {
     "dataset": {"task_type": "rec", "train_transform": None, "MIM_block_size": [4, 8, 8]},
     "self_supervised_learning": {"method_name": "MIM"},
-    "network": {"class_num": 1},
+    "network": {"class_num": 1, "multiscale_pred": False},
     "training": {"loss_type": "MAELoss", "loss_weight": None, "deep_supervise": None},
 }
 
@@ -138,6 +138,10 @@ MIM = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"network": {"multiscale_pred": True}},
+            "multiscale_pred must be False where [training] deep_supervise = False",
+        ),
         ({"network": {"class_num": 5}}, "class_num must be 1 for Masked image modelling (channel 0), got 5"),
         ({"dataset": {"MIM_mask_ratio": 0.001}}, "MIM_mask_ratio = 0.001 must hide at least one and leave one"),
         ({"dataset": {"MIM_preset": "paper"}}, "MIM_preset must be one of original, pymic, got 'paper'"),

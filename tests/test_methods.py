@@ -39,7 +39,12 @@ def config(method: str, net: dict, scans: Path, out: Path, **changes) -> dict:
             **SMALL,
         },
         "self_supervised_learning": {"method_name": method},
-        "network": {**dict.fromkeys(NETWORK), **net, "class_num": 1 if is_reconstruction else 5},
+        "network": {
+            **dict.fromkeys(NETWORK),
+            **net,
+            "class_num": 1 if is_reconstruction else 5,
+            "multiscale_pred": net["multiscale_pred"] and not is_reconstruction,
+        },
         "training": {"deep_supervise": net.get("multiscale_pred", False) and not is_reconstruction},
     }
     if is_reconstruction:

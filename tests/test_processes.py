@@ -109,3 +109,17 @@ def test_batch_norm_of_all_compiles_without_a_break(run):
     script = Path(__file__).with_name("compiled_batch_norm.py")
     done = run("torchrun", "--standalone", "--nproc_per_node=2", script)
     assert done.stdout.count("equal") == 2
+
+
+def test_a_reconstruction_in_two_processes_is_that_of_one(run, scans, tmp_path):
+    reconstruction = {
+        "dataset": {"task_type": "rec", "train_transform": None, "valid_csv": None, "MIM_block_size": [4, 8, 8]},
+        "self_supervised_learning": {"method_name": "MIM"},
+        "network": {"class_num": 1, "multiscale_pred": False},
+        "training": {"loss_type": "MAELoss", "loss_weight": None, "deep_supervise": False},
+    }
+    for name, command in (("one", ("pymic_train",)), ("two", TORCHRUN)):
+        (tmp_path / name).mkdir()
+        cfg = merged(config(scans, tmp_path / name), reconstruction)
+        run(*command, write_cfg(tmp_path / name / "mim.cfg", cfg))
+    assert differences(*(tmp_path / name / "run" / "run_2.pt" for name in ("one", "two"))) < TOLERANCE

@@ -115,8 +115,8 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     checked = _check_training(training, "valid_csv" in dataset, method.task)
     if method.task == RECONSTRUCTION:
         _check_reconstruction(training, method)
-    elif checked["deep_supervise"]:
-        _check_deep_supervision(network)
+    is_deep = checked["deep_supervise"] and method.task == SEGMENTATION
+    _check_deep_supervision(network, is_deep, may_be_ignored=False)
     _check_iterations(training, checked)
     if "early_stop_patience" in training and "valid_csv" not in dataset:
         training.wrong("early_stop_patience", "needs [dataset] valid_csv: without it PyMIC stops after that long")
@@ -151,8 +151,7 @@ def check_supervised(config: Config, stage: str) -> None:
         if "valid" in stages:
             dataset.read(key for key in DATASET_KEYS if key.name == "valid_batch_size")
         checked = _check_training(training, "valid" in stages, SEGMENTATION)
-        if checked["deep_supervise"]:
-            _check_deep_supervision(network)
+        _check_deep_supervision(network, checked["deep_supervise"], may_be_ignored=True)
         # PyMIC's own inferer is there only where it validates, ours is made in any case
         parse_inference(config, "valid", mistakes, axes=axes, stock_too="valid" in stages)
     else:
@@ -361,9 +360,12 @@ def _check_reconstruction(training: Section, method: Method) -> None:
         training.wrong("loss_acti_func", "must be None, tanh or sigmoid for a reconstruction")
 
 
-def _check_deep_supervision(network: Section) -> None:
-    if network.get("net_type") == "PCTNet" and network.get("multiscale_pred") is not True:
-        network.wrong("multiscale_pred", "must be True where [training] deep_supervise = True")
+def _check_deep_supervision(network: Section, is_deep: bool, may_be_ignored: bool) -> None:
+    """Deep supervision needs PCT-Net's four outputs. Without it three of them learn nothing, and several processes
+    would decay their weights where one does not."""
+    is_multiscale = network.get("multiscale_pred") is True
+    if network.get("net_type") == "PCTNet" and is_deep != is_multiscale and not (may_be_ignored and is_multiscale):
+        network.wrong("multiscale_pred", f"must be {is_deep} where [training] deep_supervise = {is_deep}")
 
 
 def _check_iterations(training: Section, values: Mapping[str, Any]) -> None:
