@@ -98,7 +98,9 @@ REPAIRS = (
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "run_networks_as_asked"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "explain_lack_of_memory"),
+    Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "explain_lack_of_memory"),
     Repair("pymic.util.parse_config", "parse_value_from_string", "parse_every_float"),
     # the commands are half made when torch, which they import, calls us
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),

@@ -27,6 +27,7 @@ from pymic_vf.host.config_keys import (
     SEED_AND_FOLDER,
     TRAINING_KEYS,
 )
+from pymic_vf.host.execution import read_execution
 from pymic_vf.host.inference_settings import parse_inference
 from pymic_vf.keys import Key, Section, misspelt
 from pymic_vf.methods import METHODS, method_class
@@ -113,6 +114,7 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
         dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
     _check_network(network, method, values["modal_num"])
     checked = _check_training(training, "valid_csv" in dataset, method.task)
+    read_execution(network, checked["gpus"])
     if method.task == RECONSTRUCTION:
         _check_reconstruction(training, method)
     is_deep = checked["deep_supervise"] and method.task == SEGMENTATION
@@ -146,6 +148,7 @@ def check_supervised(config: Config, stage: str) -> None:
         _check_labelled_files(dataset, each)
     if is_ours:
         _check_pct_net(network)
+        read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
         dataset.read(key for key in DATASET_KEYS if key.name == "train_batch_size")
         if "valid" in stages:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch
 
 from pymic_vf import plugin
-from pymic_vf.errors import UserError
+from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.files import whole_file
 from pymic_vf.host import checkpoint
 from pymic_vf.host.processes import is_other_rank
@@ -280,11 +280,35 @@ def offer_fast_inference(host: ModuleType) -> None:
     host.SegmentationAgent.create_network = create_network
 
 
+def run_networks_as_asked(host: ModuleType) -> None:
+    """Opt-in, ``[network] precision``, ``compile`` or ``activation_checkpointing``: for any 3D network of PyMIC."""
+    stock: Callable = host.SegmentationAgent.create_network
+
+    @functools.wraps(stock)
+    def create_network(agent: Any) -> None:
+        from pymic_vf.host.execution import EXECUTION_KEYS, configure_execution, read_execution
+        from pymic_vf.keys import Section
+
+        stock(agent)
+        network = Section(agent.config["network"], "network", [])
+        if not any(key.name in network for key in EXECUTION_KEYS):
+            return
+        gpus = agent.config["training" if agent.stage == "train" else "testing"].get("gpus")
+        values = read_execution(network, gpus)
+        if network.mistakes:
+            raise ConfigError(network.mistakes)
+        configure_execution(agent.net, **values)
+
+    host.SegmentationAgent.create_network = create_network
+
+
 def explain_lack_of_memory(host: ModuleType) -> None:
-    """A training or a test that runs out of memory ends in torch's traceback, from wherever it happened: for networks
-    that know what to change, say that."""
+    """A training or a test that runs out of memory ends in torch's traceback, from wherever it happened: for what is
+    ours, say what to change."""
+    agent = getattr(host, "ReconstructionAgent", host.SegmentationAgent)
     for name, learns in (("training", True), ("validation", False), ("infer", False)):
-        setattr(host.SegmentationAgent, name, _memory_explained(getattr(host.SegmentationAgent, name), learns))
+        if name in vars(agent):
+            setattr(agent, name, _memory_explained(vars(agent)[name], learns))
 
 
 def _memory_explained(stock: Callable, learns: bool) -> Callable:
@@ -293,12 +317,11 @@ def _memory_explained(stock: Callable, learns: bool) -> Callable:
         try:
             return stock(agent)
         except RuntimeError as error:
-            net = getattr(agent.net, "module", agent.net)  # of DataParallel and DistributedDataParallel
-            explain = getattr(net, "explain_lack_of_memory", lambda *_: None)
-            section, key = ("dataset", "train_batch_size") if learns else ("testing", "sliding_window_batch")
-            explained = explain(error, agent.config.get(section, {}).get(key, 1), learns)
-            if explained is None:
+            from pymic_vf.host.memory_advice import is_advised, is_lack_of_memory, memory_advice
+
+            ours = is_advised(agent.config) or type(agent).__module__.startswith("pymic_vf.")
+            if not (ours and is_lack_of_memory(error)):
                 raise
-            raise UserError(str(explained)) from error
+            raise UserError(f"{memory_advice(agent.config, learns)} {error}") from error
 
     return run

@@ -1,8 +1,8 @@
 """PCT-Net: parallel convolution and transformer (MIS-FM, section 3.1.4 and figure 3).
 
-Three stages: a multi-scale feature embedding at levels 0 and 1, a pyramid of PCT blocks at levels 2 to 4 and back, and
-a prediction head at levels 1 and 0. The names in the state dict are those of the released weights, which have the
-embedding and the head three times, once for each resolution mode; a network has those of its own mode alone.
+A multi-scale feature embedding at levels 0 and 1, a pyramid of PCT blocks at levels 2 to 4 and back, and a prediction
+head at levels 1 and 0. The names in the state dict are those of the released weights, which have the embedding and the
+head three times, once for each resolution mode; a network has those of its own mode alone.
 
 Beyond the released implementation: any input size; `update_mode` 1; a proper index of relative positions where no
 weights bring their own.

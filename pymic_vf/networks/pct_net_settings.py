@@ -1,4 +1,7 @@
-"""The ``[network]`` keys of PCT-Net. Names are PyMIC's and MIS-FM's; defaults are those of the released implementation."""
+"""The ``[network]`` keys of PCT-Net.
+
+Names are PyMIC's and MIS-FM's; defaults are those of the released implementation.
+"""
 
 from __future__ import annotations
 

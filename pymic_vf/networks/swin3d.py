@@ -1,23 +1,23 @@
 """The transformer branch of a PCT block: a 3D Swin Transformer on the voxels of a volume.
 
 MIS-FM, section 3.1.4 (P-MSA and SP-MSA); Swin Transformer (Liu et al. 2021), section 3.2, with windows of three axes.
-Tokens are [N, V, C] with V = D * H * W voxels in the order of the volume: the memory of a channels-last
-[N, C, D, H, W] tensor as it is.
+Tokens of the volume are [N, V, C] with V = D * H * W voxels: the memory of a channels-last [N, C, D, H, W] tensor as it
+is. Tokens of the windows are [windows * T, C] with T = window**3.
 
-Padding a volume to whole windows, rolling it by the shift and cutting it into windows are, together, one permutation of
-its voxels with some holes. The permutation is worked out once for each size and applied as one gather. Of the attention
-masks of shifted windows only few differ, because a region border cuts a window along an axis only if the window is the
-last one of that axis. Windows are therefore ordered by mask, so that each group of them shares one.
+Padding a volume to whole windows, rolling it by the shift and cutting it into windows together give each voxel a token.
+Which one is worked out once for each size, so that windows are made by one copy and undone by one gather. Of the
+attention masks of shifted windows only few differ, because a border between regions cuts only the last window of an
+axis. Windows are therefore ordered by mask, so that each group of them shares one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
 
 from pymic_vf.networks.drop_path import DropPath
@@ -37,18 +37,16 @@ class WindowGroup(NamedTuple):
 
 
 class WindowLayout(NamedTuple):
-    """Which voxel of a batch of volumes is which token of its attention windows of T tokens.
+    """Which voxel of a batch of volumes is which token of the attention windows.
 
     Attributes:
-        voxel_of_token: [windows * T] int64; 0 where the token is padding.
-        padding: [P] int64, the tokens that are padding.
         token_of_voxel: [N * V] int64.
+        tokens: of all windows; those that are no voxel's are padding.
         groups: the windows in order, grouped by mask.
     """
 
-    voxel_of_token: Tensor
-    padding: Tensor
     token_of_voxel: Tensor
+    tokens: int
     groups: tuple[WindowGroup, ...]
 
 
@@ -56,98 +54,56 @@ class WindowLayout(NamedTuple):
 def window_layout(batch: int, size: Size, window: int, shift: int, device: torch.device) -> WindowLayout:
     """The layout of a batch of volumes of `size` (D, H, W) in windows of `window`**3 voxels shifted by `shift`.
 
-    Zero padding is at the far end of each axis, before the shift. The last few results are kept, for all networks.
+    Padding is at the far end of each axis, before the shift. The last few results are kept, for all networks.
     """
     # Tensors made in inference mode could not be used for training later.
     with torch.inference_mode(False), torch.no_grad():
-        depth, height, width = size
-        voxels = depth * height * width
-        padded = tuple(-(-side // window) * window for side in size)
-        volume = torch.full(padded, -1, dtype=torch.int64)
-        volume[:depth, :height, :width] = torch.arange(voxels).view(size)
-        order, group_sizes, masks = _group_by_mask(padded, window, shift)
-        windows = _cut_into_windows(volume.roll((-shift, -shift, -shift), (0, 1, 2)), window)[order]
+        counts = tuple(-(-side // window) for side in size)
+        rolled = [(torch.arange(side) - shift) % (count * window) for side, count in zip(size, counts, strict=True)]
+        window_of_voxel = _numbered([axis // window for axis in rolled], counts)
+        place_in_window = _numbered([axis % window for axis in rolled], (window, window, window))
+        # Only the last window of an axis has a border between regions: its kind says along which axes.
+        is_last = [(torch.arange(count) == count - 1).long() * (shift > 0) for count in counts]
+        kind = _numbered(is_last, (2, 2, 2)).flatten()
+        rank = torch.argsort(torch.argsort(kind, stable=True))  # of each window, when they are ordered by kind
         # The batch goes inside the axis of the windows, so that a group is one slice whatever the batch.
-        first_voxel = voxels * torch.arange(batch)[None, :, None]
-        voxel_of_token = torch.where(windows[:, None] < 0, -1, windows[:, None] + first_voxel).flatten()
-        filled = torch.nonzero(voxel_of_token >= 0).flatten()
-        token_of_voxel = torch.empty(batch * voxels, dtype=torch.int64)
-        token_of_voxel[voxel_of_token[filled]] = filled
-        padding = torch.nonzero(voxel_of_token < 0).flatten()
+        sample = torch.arange(batch)[:, None, None, None]
+        token_of_voxel = (rank[window_of_voxel] * batch + sample) * window**3 + place_in_window
         groups = tuple(
-            WindowGroup(count * batch, None if mask is None else mask.to(device))
-            for count, mask in zip(group_sizes, masks, strict=True)
+            WindowGroup(count * batch, _mask(kind, window, shift, device))
+            for kind, count in enumerate(torch.bincount(kind).tolist())
+            if count
         )
-        return WindowLayout(
-            voxel_of_token.clamp(min=0).to(device), padding.to(device), token_of_voxel.to(device), groups
-        )
+        return WindowLayout(token_of_voxel.flatten().to(device), len(kind) * batch * window**3, groups)
 
 
-def _cut_into_windows(volume: Tensor, window: int) -> Tensor:
-    """[D, H, W] with sides that are multiples of `window`, as [windows, window**3]."""
-    d, h, w = (side // window for side in volume.shape)
-    blocks = volume.reshape(d, window, h, window, w, window)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(d * h * w, window**3)
-
-
-def _group_by_mask(padded: Size, window: int, shift: int) -> tuple[Tensor, list[int], list[Tensor | None]]:
-    """The order of the windows that brings equal masks together, the size of each group, and its mask."""
-    if shift == 0:
-        count = padded[0] * padded[1] * padded[2] // window**3
-        return torch.arange(count), [count], [None]
-    regions = _cut_into_windows(_regions(padded, window, shift), window)
-    # The differences to a window's first token say which axes are cut, and nothing of where the window is.
-    patterns, kind, sizes = torch.unique(regions - regions[:, :1], dim=0, return_inverse=True, return_counts=True)
-    masks = []
-    for pattern in patterns:
-        apart = pattern[:, None] != pattern[None, :]
-        masks.append(apart.float() * MASKED if apart.any() else None)
-    return torch.argsort(kind, stable=True), sizes.tolist(), masks
-
-
-def _regions(padded: Size, window: int, shift: int) -> Tensor:
-    """[D, H, W] int64: the number of the region of each voxel, after the roll; three slices per axis."""
-    axes = []
-    for side in padded:
-        axis = torch.zeros(side, dtype=torch.int64)
-        axis[side - window :] = 1
-        axis[side - shift :] = 2
-        axes.append(axis)
+def _numbered(axes: Sequence[Tensor], sides: Size) -> Tensor:
+    """[D, H, W]: coordinates (z, y, x) within `sides` as one number, from those of each axis."""
     z, y, x = torch.meshgrid(*axes, indexing="ij")
-    return z * 9 + y * 3 + x
+    return (z * sides[1] + y) * sides[2] + x
 
 
-class _Gather(torch.autograd.Function):
-    """rows[index] with zeros at `holes`; `inverse` and `inverse_holes` undo it.
-
-    No row is taken twice, so the gradient is a gather too. That of torch's own indexing adds row by row: several times
-    slower on a CPU, and by atomic operations in any order on CUDA.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, rows: Tensor, index: Tensor, holes: Tensor, inverse: Tensor, inverse_holes: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(index, holes, inverse, inverse_holes)
-        gathered = rows.index_select(0, index)
-        return gathered.index_fill_(0, holes, 0) if len(holes) else gathered
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        index, holes, inverse, inverse_holes = ctx.saved_tensors
-        return _Gather.apply(grad, inverse, inverse_holes, index, holes), None, None, None, None
+def _mask(kind: int, window: int, shift: int, device: torch.device) -> Tensor | None:
+    """[T, T] for windows with a region border along the axes whose bits in `kind` are set."""
+    if kind == 0:
+        return None
+    beyond = (torch.arange(window) >= window - shift).long()
+    region = _numbered([beyond * (kind >> bit & 1) for bit in (2, 1, 0)], (2, 2, 2)).flatten()
+    return MASKED * (region[:, None] != region[None, :]).float().to(device)
 
 
 def window_partition(voxels: Tensor, layout: WindowLayout) -> Tensor:
-    """[N * V, C] in the order of the volume, as [windows * T, C]; padding is zero."""
-    no_holes = layout.padding[:0]
-    return _Gather.apply(voxels, layout.voxel_of_token, layout.padding, layout.token_of_voxel, no_holes)
+    """[N * V, C] in the order of the volume, as [windows * T, C]; padding is zero.
+
+    No voxel is copied twice, so that the gradient is a gather. That of a gather to windows with padding would be a sum
+    over indices, slower and, on CUDA, by atomic additions.
+    """
+    return voxels.new_zeros(layout.tokens, voxels.shape[1]).index_copy_(0, layout.token_of_voxel, voxels)
 
 
 def window_reverse(tokens: Tensor, layout: WindowLayout) -> Tensor:
     """[windows * T, C] back as [N * V, C] in the order of the volume, without the padding."""
-    no_holes = layout.padding[:0]
-    return _Gather.apply(tokens, layout.token_of_voxel, no_holes, layout.voxel_of_token, layout.padding)
+    return tokens.index_select(0, layout.token_of_voxel)
 
 
 def relative_position_index(window: int) -> Tensor:
