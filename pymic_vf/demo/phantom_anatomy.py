@@ -1,258 +1,139 @@
 """The patients behind the phantoms: one plan of a trunk, drawn anew for every seed.
 
-Everything is given in the patient's frame: (z, y, x) in mm from the middle of the trunk, z towards the head, y towards
-the back, x towards the patient's left, so that an array [D, H, W] shows the liver on the left of the picture as
-radiologists see it. Lengths are drawn as fractions of the half field of view and turned into mm once, in `Patient`.
+The patient's frame is (z, y, x) in mm from the middle of the trunk: z towards the head, y towards the back, x towards
+the patient's left, so that an array [D, H, W] shows the liver on the left of the picture, as radiologists see it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from pymic_vf.demo.phantom_shapes import Capsule, Ellipsoid, Layer, Structure, rotation
-
-Vector = Sequence[float]
 ORGANS = ("liver", "kidneys", "aorta")  # labels 1, 2, 3: large and low in contrast, paired, tubular
 LIVER, KIDNEYS, AORTA = 1, 2, 3
+TRUNK = np.array([150.0, 180.0, 180.0])  # half of the field of view for which the lengths below are meant
+SIDES = (-1, 1)  # the patient's right and left
+ENDLESS = 1e4
 
 
-class Patient:
-    """Draws the structures of one patient, from the outside in.
+class Piece(NamedTuple):
+    """An ellipsoid with `radii` drawn from `start` to `end`, where it is `taper` times as thick."""
 
-    Args:
-        rng: where all randomness comes from.
-        half: (z, y, x) half of the field of view, in mm. In-plane lengths follow the smaller of y and x.
-    """
+    start: np.ndarray
+    end: np.ndarray
+    radii: np.ndarray
+    taper: float = 1.0
 
-    def __init__(self, rng: np.random.Generator, half: Vector) -> None:
-        self.rng = rng
-        plane = min(half[1], half[2])
-        self.unit = np.array([half[0], plane, plane])
-        self.plane = plane
-        self.skin = np.array([rng.uniform(0.54, 0.68), rng.uniform(0.78, 0.92)])  # (y, x)
-        self.fat = rng.uniform(0.04, 0.13)
-        self.wall = rng.uniform(0.06, 0.09)  # of muscle and ribs
-        self.inner = self.skin - self.fat - self.wall
-        # one dose of contrast medium for the whole scan: a density alone does not tell an organ
-        self.contrast = rng.uniform(0, 1)
-        self.vessel_density = 45 + 170 * self.contrast
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """Its lowest and highest corner."""
+        reach = self.radii * max(1, self.taper)
+        return np.minimum(self.start, self.end) - reach, np.maximum(self.start, self.end) + reach
 
-    def structures(self) -> list[Structure]:
-        """Everything in the order of painting; later ones cover earlier ones."""
-        return [
-            *self._trunk(),
-            *self._chest(),
-            *self._bowel(),
-            *self._upper_abdomen(),
-            *self._spine(),
-            *self._kidneys(),
-            *self._vessels(),
-        ]
-
-    def _near(self, *fractions: float, by: float = 0.03) -> np.ndarray:
-        """A place in mm: `fractions` of the half field of view, moved at random."""
-        return (np.array(fractions) + self.rng.normal(0, by, 3).clip(-2 * by, 2 * by)) * self.unit
-
-    def _about(self, value: float, by: float) -> float:
-        return value * self.rng.uniform(1 - by, 1 + by)
-
-    def _blob(self, center: Vector, radii: Vector, tilt: float = 0.25, ripple: float = 0.06) -> Ellipsoid:
-        """A rippled ellipsoid of varied size and tilt; lengths as fractions."""
-        radii = np.array(radii) * self.unit * self.rng.uniform(0.88, 1.12, 3)
-        wave_lengths = radii.min() * self.rng.uniform(1.5, 3.5, (3, 1))
-        direction = self.rng.normal(size=(3, 3))
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        height = np.full((3, 1), ripple * radii.min())
-        ripples = np.hstack([2 * np.pi * direction / wave_lengths, self.rng.uniform(0, 2 * np.pi, (3, 1)), height])
-        return Ellipsoid(np.asarray(center), radii, rotation(self.rng.normal(0, tilt, 3)), ripples)
-
-    def _tube(self, points: Sequence[np.ndarray], radii: Vector) -> tuple[Capsule, ...]:
-        """A tube through `points` (mm), made smooth, with `radii` as fractions of the in-plane unit."""
-        knots = np.linspace(0, len(points) - 1, 3 * (len(points) - 1) + 1)
-        stops = np.arange(len(points))
-        path = np.stack([_smooth_through(stops, np.array(points)[:, axis], knots) for axis in range(3)], axis=1)
-        thick = np.interp(knots, stops, np.broadcast_to(radii, len(points))) * self.plane
-        pieces = zip(path[:-1], path[1:], thick[:-1], thick[1:], strict=True)
-        return tuple(Capsule(a, b, float(r), float(s)) for a, b, r, s in pieces)
-
-    def _layer(self, depth: float, slope: float = 0.0) -> tuple[Layer]:
-        return (Layer(self.skin * self.plane, depth * self.plane, slope),)
-
-    def _trunk(self) -> list[Structure]:
-        fat, muscle = self._about(-100, 0.1), self._about(55, 0.15)
-        slope = self.rng.uniform(-0.06, 0.06)
-        layers = [
-            Structure(self._layer(0.0), 20),
-            Structure(self._layer(0.012), fat, 10),
-            Structure(self._layer(self.fat, slope), muscle, 15),
-            Structure(self._layer(self.fat + self.wall, slope), self._about(-85, 0.2), 20),
-        ]
-        return layers + [self._rib(level, side) for level in np.arange(-0.05, 1.2, 0.22) for side in (-1, 1)]
-
-    def _rib(self, level: float, side: int) -> Structure:
-        """An arc within the wall, from the spine down and forward."""
-        radii = self.skin - self.fat - 0.45 * self.wall
-        angles = np.linspace(1.35, -0.9, 6)
-        arc = [(level - 0.12 * (1.35 - a), radii[0] * np.sin(a), side * radii[1] * np.cos(a)) for a in angles]
-        return Structure(self._tube([self._near(*p, by=0.006) for p in arc], [0.026]), self._about(520, 0.3), 60)
-
-    def _chest(self) -> list[Structure]:
-        inner_y, inner_x = self.inner
-        floor = self.rng.uniform(0.02, 0.18)  # of the lungs: how far in the patient has breathed
-        lungs = [
-            Structure(
-                (
-                    self._blob(
-                        self._near(floor + 0.66, 0, side * 0.52 * inner_x), (0.62, 0.86 * inner_y, 0.43 * inner_x)
-                    ),
-                    self._blob(
-                        self._near(floor + 0.45, 0.1, side * 0.55 * inner_x), (0.42, 0.7 * inner_y, 0.36 * inner_x)
-                    ),
-                ),
-                self._about(-830, 0.05),
-                35,
-            )
-            for side in (-1, 1)
-        ]
-        heart = self._blob(self._near(floor + 0.3, -0.12, 0.09), (0.3, 0.22, 0.25))
-        middle = Structure((self._blob(self._near(0.85, 0.05, 0.0), (0.7, 0.3, 0.11)),), self._about(-40, 0.4), 30)
-        chambers = Structure((heart,), 40 + 0.6 * (self.vessel_density - 40), 12)
-        branches = [self._lung_vessels(side, floor) for side in (-1, 1)]
-        windpipe = Structure(self._tube([self._near(z, 0.06, 0.0, by=0.01) for z in (1.3, 0.9, 0.62)], [0.05]), -990, 0)
-        gullet = self._tube([self._near(z, self.inner[0] - 0.3, 0.03, by=0.012) for z in (1.3, 0.8, 0.4, 0.15)], [0.04])
-        return [*lungs, *branches, middle, chambers, windpipe, Structure(gullet, 40)]
-
-    def _lung_vessels(self, side: int, floor: float) -> Structure:
-        root = self._near(floor + 0.45, 0.03, side * 0.12)
-        tubes = []
-        for _ in range(7):
-            tip = self._near(floor + self.rng.uniform(0.1, 1.0), self.rng.uniform(-0.25, 0.3), side * 0.5, by=0.06)
-            middle = (root + tip) / 2 + self.rng.normal(0, 0.05, 3) * self.unit
-            tubes.extend(self._tube([root, middle, tip], [0.035, 0.02, 0.008]))
-        return Structure(tuple(tubes), 30, 10)
-
-    def _upper_abdomen(self) -> list[Structure]:
-        liver_density = self._about(62 + 45 * self.contrast, 0.1)
-        top = self.rng.uniform(-0.06, 0.06)
-        lobes = [
-            self._blob(self._near(top, -0.04, -0.56 * self.inner[1]), (0.38, 0.36, 0.29)),
-            self._blob(self._near(top + 0.08, -0.2, self.rng.uniform(-0.12, 0.06)), (0.19, 0.15, 0.3), tilt=0.15),
-            self._blob(self._near(top - 0.28, -0.04, -0.7 * self.inner[1]), (0.3, 0.22, 0.15)),
-        ]
-        # the unlabelled neighbours of the liver have nearly its density: only place and shape tell them apart
-        spleen = self._blob(self._near(0.06, 0.14, 0.6 * self.inner[1]), (0.24, 0.22, 0.11), tilt=0.35)
-        stomach = self._tube(
-            [
-                self._near(0.2, 0.02, 0.3),
-                self._near(0.1, -0.14, 0.4),
-                self._near(-0.1, -0.24, 0.34),
-                self._near(-0.2, -0.25, 0.12),
-            ],
-            [0.1, 0.16, 0.13, 0.06],
-        )
-        gas = self._blob(self._near(0.08, -0.22, 0.38), (0.1, 0.06, 0.09))
-        gall = self._blob(self._near(top - 0.2, -0.18, -0.28), (0.1, 0.07, 0.06))
-        return [
-            Structure(stomach, self._about(45, 0.4), 18),
-            Structure((gas,), -920, 0),
-            Structure((spleen,), liver_density + self.rng.normal(0, 8), 7),
-            Structure(tuple(lobes), liver_density, 8, LIVER),
-            Structure((gall,), self._about(12, 0.5), 4),
-        ]
-
-    def _bowel(self) -> list[Structure]:
-        """Loops from gas to contrast medium, some of a kidney's or a vessel's density."""
-        loops = []
-        for _ in range(self.rng.integers(5, 9)):
-            place = np.array([self.rng.uniform(-0.9, -0.3), self.rng.uniform(-0.3, 0.0), self.rng.uniform(-0.4, 0.4)])
-            path = [place * self.unit]
-            for _ in range(5):
-                place = np.clip(place + self.rng.normal(0, 0.17, 3), (-1.1, -0.34, -0.45), (-0.25, 0.06, 0.45))
-                path.append(place * self.unit)
-            loops.append(Structure(self._tube(path, [self.rng.uniform(0.045, 0.085)]), self._bowel_density(), 25))
-        for side in (-1, 1):
-            path = [self._near(z, 0.08, side * 0.74 * self.inner[1], by=0.035) for z in (-0.2, -0.45, -0.7, -1.1)]
-            loops.append(Structure(self._tube(path, [self.rng.uniform(0.06, 0.1)]), self._bowel_density(), 40))
-        return loops
-
-    def _bowel_density(self) -> float:
-        return float(self.rng.choice([-700, 30, 50, 90, self._kidney_density(), self.vessel_density]))
-
-    def _kidney_density(self) -> float:
-        return 38 + 130 * self.contrast
-
-    def _spine(self) -> list[Structure]:
-        y = self.inner[0] - 0.11
-        spike = 0.6 * (self.fat + self.wall)
-        pitch = self._about(0.21, 0.1)
-        bend = self.rng.normal(0, 0.02)
-        bones: list[Structure] = []
-        for level in np.arange(-1.3, 1.4, pitch):
-            center = self._near(level, y, bend * np.sin(2 * level), by=0.004)
-            back = center + np.array([-0.03, 0.14, 0]) * self.unit
-            body = Ellipsoid(center, np.array([0.42 * pitch, 0.1, 0.13]) * self.unit)
-            marrow = Ellipsoid(center, body.radii * 0.82)
-            spine_process = self._tube([back, back + np.array([-0.06, spike, 0]) * self.unit], [0.03, 0.015])
-            wings = [center + np.array([-0.02, 0.1, side * 0.19]) * self.unit for side in (-1, 1)]
-            wings = self._tube([wings[0], back, wings[1]], [0.02, 0.04, 0.02])
-            bones.append(Structure((body, *spine_process, *wings), self._about(560, 0.1), 40))
-            bones.append(Structure((marrow,), self._about(210, 0.2), 30))
-        canal = [self._near(z, y + 0.135, bend * np.sin(2 * z), by=0.0) for z in (-1.3, -0.6, 0, 0.6, 1.3)]
-        psoas = [
-            self._tube(
-                [self._near(z, y - 0.03, side * x, by=0.01) for z, x in ((0.0, 0.14), (-0.5, 0.19), (-1.2, 0.26))],
-                [0.03, 0.08, 0.1],
-            )
-            for side in (-1, 1)
-        ]
-        return [Structure((*psoas[0], *psoas[1]), 55, 10), *bones, Structure(self._tube(canal, [0.035]), 25, 5)]
-
-    def _kidneys(self) -> list[Structure]:
-        return [part for side, level in ((-1, -0.44), (1, -0.28)) for part in self._kidney(side, level)]
-
-    def _kidney(self, side: int, level: float) -> list[Structure]:
-        """A bean, hollow towards the spine, where fat and urine fill it."""
-        place = self._near(level, self.inner[0] * 0.52, side * self._about(0.33, 0.08), by=0.035)
-        length, bow = self.rng.uniform(0.17, 0.26), side * self.rng.uniform(0.03, 0.07)
-        tip = np.array([length, 0.03, -bow]) * self.unit
-        foot = np.array([-length, -0.03, -bow * self.rng.uniform(0.3, 1)]) * self.unit
-        width = self.rng.uniform(0.1, 0.14)
-        bean = self._tube([place + tip, place, place + foot], [0.75 * width, width, 0.8 * width])
-        hollow = place - np.array([0, 0.02, side * 0.095]) * self.unit
-        return [
-            Structure(bean, self._kidney_density() + self.rng.normal(0, 4), 12, KIDNEYS),
-            Structure((self._blob(hollow, (0.08, 0.035, 0.045)),), self._about(-60, 0.3), 15),
-            Structure((self._blob(hollow, (0.05, 0.02, 0.025)),), self._about(15, 0.5), 5),
-        ]
-
-    def _vessels(self) -> list[Structure]:
-        """The aorta from its arch to its fork, and the vein beside it, of nearly the same density."""
-        y, left = self.inner[0] - 0.24, self.rng.uniform(0.05, 0.11)
-        fork = self.rng.uniform(-0.85, -0.65)
-        radius = self.rng.uniform(0.06, 0.08)
-        arch = [self._near(0.62, -0.12, -0.02), self._near(0.82, -0.04, 0.0), self._near(0.82, 0.07, 0.06)]
-        down = [self._near(z, y, left, by=0.015) for z in (0.6, 0.3, 0.0, -0.35, fork)]
-        legs = [self._tube([down[-1], self._near(-1.25, y - 0.06, side * 0.24)], [0.65 * radius]) for side in (-1, 1)]
-        aorta = (*self._tube([*arch, *down], [radius] * 5 + [0.85 * radius] * 3), *legs[0], *legs[1])
-        vein = [self._near(z, y - 0.02, -0.12, by=0.015) for z in (-1.2, -0.7, -0.3, 0.05)] + [
-            self._near(0.3, -0.02, -0.06)
-        ]
-        side_vein = [self._near(-0.28, y - 0.02, x, by=0.015) for x in (0.26, 0.1, -0.1)]  # crosses before the aorta
-        side_vein[1] -= np.array([0, radius + 0.04, 0]) * self.unit
-        density = self.vessel_density - self.rng.uniform(-5, 35) * self.contrast
-        return [
-            Structure(self._tube(vein, [self.rng.uniform(0.055, 0.085)]), density, 6),
-            Structure(aorta, self.vessel_density, 5, AORTA),
-            Structure(self._tube(side_vein, [0.028]), density, 6),
-        ]
+    def distance(self, points: Sequence[np.ndarray]) -> np.ndarray:
+        """About the distance (mm) of points (arrays of z, y, x) from the surface, negative inside."""
+        offsets = [(p - np.float32(s)) / np.float32(r) for p, s, r in zip(points, self.start, self.radii, strict=True)]
+        along = (self.end - self.start) / self.radii
+        steps = np.float32(along / max(along @ along, 1e-6))
+        share = sum(s * o for s, o in zip(steps, offsets, strict=True)).clip(0, 1) if along.any() else np.float32(0)
+        squares = sum((o - np.float32(a) * share) ** 2 for o, a in zip(offsets, along, strict=True))
+        return (np.sqrt(squares) - 1 - np.float32(self.taper - 1) * share) * np.float32(self.radii.min())
 
 
-def _smooth_through(stops: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """A Catmull-Rom curve through `values` at the whole numbers `stops`."""
-    ends = np.concatenate([[2 * values[0] - values[1]], values, [2 * values[-1] - values[-2]]])
-    piece = np.minimum(at.astype(int), len(stops) - 2)
-    t = at - piece
-    a, b, c, d = (ends[piece + shift] for shift in range(4))
-    return 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+class Structure(NamedTuple):
+    """An organ or something beside it, painted over what is there; texture is a standard deviation, both in HU."""
+
+    density: float
+    texture: float
+    pieces: list[Piece]
+    label: int = 0
+
+
+def tube(path: Sequence[np.ndarray], *radii: float) -> list[Piece]:
+    """Straight pieces between the points of `path`; one radius for all points, or one for each."""
+    at = np.broadcast_to(radii, len(path))
+    return [Piece(path[i], path[i + 1], np.full(3, at[i]), at[i + 1] / at[i]) for i in range(len(path) - 1)]
+
+
+def draw_patient(rng: np.random.Generator) -> Iterator[Structure]:
+    """Everything inside one patient in the order of painting; later structures cover earlier ones."""
+
+    def near(z: float, y: float, x: float, by: float = 5) -> np.ndarray:
+        return np.array([z, y, x]) + rng.normal(0, by, 3).clip(-2 * by, 2 * by)
+
+    def about(value: float, by: float) -> float:
+        return value * rng.uniform(1 - by, 1 + by)
+
+    def blob(z: float, y: float, x: float, radii: Sequence[float]) -> Piece:
+        center = near(z, y, x)
+        return Piece(center, center, radii * rng.uniform(0.85, 1.15, 3))
+
+    # one dose of contrast medium for the whole scan: a density alone does not identify an organ
+    contrast = rng.uniform(0, 1)
+    vessel, vein, kidney = 45 + 170 * contrast, 45 + rng.uniform(140, 175) * contrast, 38 + 130 * contrast
+    liver = about(62 + 45 * contrast, 0.1)
+
+    skin = np.array([rng.uniform(97, 122), rng.uniform(140, 166)])  # (y, x)
+    muscle = skin - rng.uniform(7, 23)
+    inner = muscle - rng.uniform(11, 16)
+    back, side = inner
+    for radii, density, texture in ((skin, -100, 10), (muscle, 55, 15), (inner, -85, 20)):
+        yield Structure(about(density, 0.15), texture, [Piece(np.zeros(3), np.zeros(3), np.array([ENDLESS, *radii]))])
+    for level in range(-8, 180, 33):  # ribs: from the spine down and forward
+        for s in SIDES:
+            y, x = (inner + muscle) / 2
+            arc = [near(level - 18 * t, y * np.cos(t), s * x * np.sin(t), 1) for t in np.linspace(0.2, 2.5, 8)]
+            yield Structure(about(520, 0.3), 60, tube(arc, 4.7))
+
+    floor = rng.uniform(3, 27)  # where the lungs end: how far in the patient has breathed
+    for s in SIDES:
+        yield Structure(about(-830, 0.05), 35, [blob(floor + 90, 4, s * 0.53 * side, (90, 0.86 * back, 0.43 * side))])
+        for z in (20, 45, 70, 95, 120):  # vessels of the lung
+            yield Structure(30, 10, tube([near(floor + 67, 5, s * 22), near(floor + z, 4, s * 85, 18)], 6, 1.5))
+    yield Structure(about(-40, 0.4), 30, [blob(128, 9, 0, (105, 54, 20))])
+    yield Structure(16 + 0.6 * vessel, 12, [blob(floor + 45, -22, 16, (45, 40, 45))])  # heart
+    yield Structure(-990, 0, tube([near(195, 11, 0), near(93, 11, 0)], 9))  # windpipe
+    yield Structure(40, 6, tube([near(z, back - 54, 5, 2) for z in (195, 100, 22)], 7))  # gullet
+
+    # bowel: loops of anything from gas to contrast medium, some of a kidney's or a vessel's density
+    loops = [[near(z, 14, s * 0.74 * side) for z in (-30, -67, -105, -165)] for s in SIDES]
+    for _ in range(rng.integers(5, 9)):
+        steps = rng.uniform((-135, -54, -72), (-45, 0, 72)) + rng.normal(0, (25, 30, 30), (6, 3)).cumsum(axis=0)
+        loops.append(steps.clip((-165, -61, -81), (-37, 11, 81)))
+    for loop in loops:
+        yield Structure(rng.choice([-700, 30, 50, 90, kidney, vessel]), 25, tube(loop, rng.uniform(8, 16)))
+    stomach = [near(30, 4, 54), near(15, -25, 72), near(-15, -43, 61), near(-30, -45, 22)]
+    yield Structure(about(45, 0.4), 18, tube(stomach, 18, 29, 23, 11))
+    yield Structure(-920, 0, [blob(12, -40, 68, (15, 11, 16))])  # gas in the stomach
+
+    # the spleen has about the liver's density: only position, shape and texture set them apart
+    yield Structure(liver + rng.normal(0, 8), 6, [blob(9, 25, 0.6 * side, (36, 43, 20))])
+    right = blob(0, -7, -0.56 * side, (57, 65, 52))
+    left = blob(12, -36, rng.uniform(-22, 11), (28, 27, 54))
+    tip = blob(-42, -7, -0.7 * side, (45, 40, 27))
+    yield Structure(liver, 9, [right, left, tip], LIVER)
+    yield Structure(about(12, 0.5), 4, [blob(-30, -32, -50, (15, 13, 11))])  # gall bladder
+
+    for s in SIDES:  # psoas
+        yield Structure(55, 10, tube([near(0, back - 25, s * 25), near(-180, back - 25, s * 47)], 6, 18))
+    for level in np.arange(-195, 210, about(31, 0.1)):  # spine
+        center = near(level, back - 20, 0, 1)
+        arch = [near(level - 3, back - 2, -34, 1), near(level - 4, back + 5, 0, 1), near(level - 3, back - 2, 34, 1)]
+        yield Structure(about(560, 0.1), 40, [Piece(center, center, np.array([13, 18, 23])), *tube(arch, 4, 9, 4)])
+        yield Structure(about(210, 0.2), 30, [Piece(center, center, np.array([11, 15, 19]))])
+
+    for s, level in zip(SIDES, (-66, -42), strict=True):  # kidneys: beans, hollow towards the spine
+        z, y, x = center = near(level, 0.52 * back, s * about(59, 0.08))
+        length, bow, width = rng.uniform((27, 5, 20), (41, 13, 27))
+        bean = [near(z + length, y + 5, x - s * bow, 1), center, near(z - length, y - 5, x - s * bow, 1)]
+        yield Structure(kidney + rng.normal(0, 4), 14, tube(bean, 0.75 * width, width, 0.8 * width), KIDNEYS)
+        yield Structure(about(-60, 0.3), 15, [blob(z, y - 4, x - 17 * s, (13, 6, 8))])
+
+    # the aorta from its arch to its fork, and the vein beside it, of nearly the same density
+    y, x, radius = back - 43, rng.uniform(9, 20), rng.uniform(11, 14)
+    yield Structure(vein, 6, tube([near(z, y - 4, -22, 2.5) for z in (-180, -105, -45, 8)], rng.uniform(10, 15)))
+    arch = [near(93, -22, -4), near(123, -7, 0), near(123, 13, 11)]
+    down = [near(z, y, x, 2.5) for z in (90, 45, 0, -52, rng.uniform(-127, -97))]
+    legs = [tube([down[-1], near(-187, y - 11, s * 43)], 0.65 * radius) for s in SIDES]
+    yield Structure(vessel, 5, [*tube([*arch, *down], radius), *legs[0], *legs[1]], AORTA)
