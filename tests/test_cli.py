@@ -26,7 +26,7 @@ def test_phantom(tmp_path: Path, capsys):
     assert (out / "pretrain.csv").read_text().splitlines()[0] == "image"
     assert len(list((out / "volumes").glob("*.nii.gz"))) == 2 + 2
     assert main(["phantom", str(tmp_path / "b"), "--counts", "train"]) == 1
-    assert "--counts takes PART=N, N a whole number, got train" in capsys.readouterr().err
+    assert "--counts takes SET=N, N a whole number, got train" in capsys.readouterr().err
 
 
 def test_check(scans: Path, tmp_path: Path, capsys):

@@ -43,7 +43,7 @@ def test_every_key_is_read(path: Path):
 
 def test_there_are_the_promised_ones():
     names = {str(path.relative_to(EXAMPLES)) for path in CONFIGS}
-    assert {"pretrain_vf.cfg", "finetune.cfg", "evaluation.cfg"} <= names
+    assert {"pretrain_vf.cfg", "pretrain_mim.cfg", "finetune.cfg", "evaluation.cfg"} <= names
     assert {f"{task}/{name}.cfg" for task in ("quickstart", "left_atrium", "head_neck")
             for name in ("pretrain_vf", "finetune", "scratch", "evaluation")} <= names  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_there_are_the_promised_ones():
 def test_the_papers_settings():
     config = read(EXAMPLES / "pretrain_vf.cfg")
     dataset, network, training = config["dataset"], config["network"], config["training"]
-    assert dataset["VF_crop_size"] == "[64, 128, 128]" and dataset["VF_foreground_classes"] == "4"
+    assert dataset["crop_size"] == "[64, 128, 128]" and dataset["VF_foreground_classes"] == "4"
     assert dataset["VF_patch_number"] == "[10, 40]" and dataset["train_batch_size"] == "4"
     assert (dataset["VF_patch_size_min"], dataset["VF_patch_size_max"]) == ("[8, 8, 8]", "[40, 80, 80]")
     assert network["feature_chns"] == "[24, 48, 128, 256, 512]"
