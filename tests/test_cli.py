@@ -8,7 +8,7 @@ import pytest
 from pymic_vf.cli import main
 from pymic_vf.demo.quickstart import example_configs, run_demo
 
-from conftest import pretraining, write_cfg
+from conftest import finetuning, pretraining, write_cfg
 
 PNG = b"\x89PNG"
 
@@ -35,7 +35,7 @@ def test_check(scans: Path, tmp_path: Path, capsys):
     assert "good.cfg: nothing wrong found" in capsys.readouterr().out
     bad = write_cfg(tmp_path / "bad.cfg", pretraining(scans, tmp_path, network={"class_num": 9}))
     assert main(["check", str(bad)]) == 1
-    assert "class_num must be VF_foreground_classes + 1 = 5, got 9" in capsys.readouterr().err
+    assert "class_num must be 5 for Volume Fusion (0/4, 1/4, 2/4, 3/4, 4/4), got 9" in capsys.readouterr().err
     assert main(["check", str(tmp_path / "gone.cfg")]) == 1
     assert "there is no such config file" in capsys.readouterr().err
 
@@ -54,6 +54,24 @@ def test_prepare(scans: Path, tmp_path: Path, capsys):
     for _again in range(2):
         assert main(["prepare", str(cfg), "--jobs", "1"]) == 0
         assert "4 volumes are in the cache" in capsys.readouterr().out
+
+
+def test_keys(capsys):
+    assert main(["keys", "VF"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "  VF_patch_number = [10, 40]\n      fewest and most patches; a list of 2 whole numbers of at least 0" in text
+    )
+    assert "  crop_size = [64, 128, 128]" in text
+    with pytest.raises(SystemExit):
+        main(["keys", "VFF"])
+
+
+def test_commands_for_a_pretraining_want_one(scans: Path, tmp_path: Path, capsys):
+    cfg = write_cfg(tmp_path / "a.cfg", finetuning(scans, tmp_path))
+    assert main(["preview", str(cfg), "--out", str(tmp_path / "a.png")]) == 1
+    assert "is no config for a pretraining by VF or MIM or Genesis or PatchSwap" in capsys.readouterr().err
+    assert main(["check", str(cfg)]) == 0
 
 
 def test_demo(tmp_path: Path, capsys):

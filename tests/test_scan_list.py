@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path, text: str, modalities: int = 1):
     mistakes: list[str] = []
     (folder / "list.csv").write_text(text)
-    return read_scan_list(folder / "list.csv", folder, modalities, mistakes), mistakes
+    return read_scan_list(folder / "list.csv", folder, modalities, mistakes, needed=2), mistakes
 
 
 def test_files_in_order(folder: Path):
@@ -36,9 +36,9 @@ def test_first_columns_are_modalities(folder: Path):
     ("text", "message"),
     [
         ("images\na.nii.gz\nb.nii.gz\n", "has no column 'image' (did you mean images?); its columns are ['images']"),
-        ("image\na.nii.gz\n", "needs at least two different scans, this file has 1"),
-        ("image\na.nii.gz\na.nii.gz\n", "needs at least two different scans, this file has 1"),
-        ("image\na.nii.gz\n./a.nii.gz\nsub/../a.nii.gz\n", "at least two different scans, this file has 1"),
+        ("image\na.nii.gz\n", "a sample needs 2 different scans, this file has 1"),
+        ("image\na.nii.gz\na.nii.gz\n", "a sample needs 2 different scans, this file has 1"),
+        ("image\na.nii.gz\n./a.nii.gz\nsub/../a.nii.gz\n", "needs 2 different scans, this file has 1"),
         ("image,x\na.nii.gz,1\n,2\nb.nii.gz,3\n", "has no file name: line 3"),
         ('image,x\na.nii.gz,1\n"",2\nb.nii.gz,3\n', "has no file name: line 3"),
         ("image\na.nii.gz\nNA\nb.nii.gz\nnull\n", "names files that do not exist"),

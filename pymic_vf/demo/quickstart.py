@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -40,17 +42,26 @@ def run_demo(out: Path, configs: Path | None = None, counts: Mapping[str, int] =
     start = time.monotonic()
     print("phantoms: CT-like volumes, most of them without labels", flush=True)
     write_phantoms(out / "data", counts)
-    _run(out, "pretrain", "Volume Fusion pretraining, no labels", "pymic_train", "pretrain_vf.cfg")
-    _run(out, "preview", "a fused sample", "pymic_vf", "preview", "pretrain_vf.cfg", "--out", "fused_sample.png")
-    for name, text in RUNS.items():
-        _run(out, f"train_{name}", f"training on few labels, {text}", "pymic_train", f"{name}.cfg")
-        _run(out, f"test_{name}", f"segmentation, {text}", "pymic_test", f"{name}.cfg")
+    # two commands at a time, each on its share of the processor
+    with ThreadPoolExecutor(2) as pool:
+        scratch = pool.submit(_train_and_test, out, "scratch")
+        _run(out, "pretrain", "Volume Fusion pretraining, no labels", "pymic_train", "pretrain_vf.cfg")
+        preview = "preview", "a fused sample", "pymic_vf", "preview", "pretrain_vf.cfg", "--out", "fused_sample.png"
+        drawn = pool.submit(_run, out, *preview)
+        _train_and_test(out, "finetune")
+        scratch.result(), drawn.result()
     _run(out, "evaluation", "evaluation", "pymic_eval_seg", "--cfg", "evaluation.cfg")
     print(f"\n{_scores(out)}\n", flush=True)
     _draw_segmentations(out)
     print(f"{out / 'fused_sample.png'}: a fused sample, what the pretraining has to take apart")
     print(f"{out / 'segmentations.png'}: both runs beside the truth")
     print(f"the whole demo took {time.monotonic() - start:.0f} s; its configs, logs and results are in {out}")
+
+
+def _train_and_test(out: Path, name: str) -> None:
+    """One of `RUNS`: its training, and the segmentation of the test scans."""
+    _run(out, f"train_{name}", f"training on few labels, {RUNS[name]}", "pymic_train", f"{name}.cfg")
+    _run(out, f"test_{name}", f"segmentation, {RUNS[name]}", "pymic_test", f"{name}.cfg")
 
 
 def example_configs(folder: str) -> Path:
@@ -64,16 +75,20 @@ def example_configs(folder: str) -> Path:
 
 def _run(out: Path, name: str, text: str, command: str, *arguments: str) -> None:
     """Run a command in `out`, its output in a log; the command beside this Python, wherever PATH points."""
-    print(f"{text}: {command} {' '.join(arguments)}", end=" ", flush=True)
     start = time.monotonic()
     executable = shutil.which(command, path=str(Path(sys.executable).parent)) or command
-    log = out / "logs" / f"{name}.txt"
+    log, threads = out / "logs" / f"{name}.txt", str(max(1, (os.cpu_count() or 2) // 2))
     with log.open("w") as stream:
-        status = subprocess.run([executable, *arguments], cwd=out, stdout=stream, stderr=subprocess.STDOUT).returncode
-    print(f"({time.monotonic() - start:.0f} s)", flush=True)
-    if status:
+        done = subprocess.run(
+            [executable, *arguments], cwd=out, stdout=stream, stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": threads, **os.environ},
+        )  # fmt: skip
+    print(f"{text}: {command} {' '.join(arguments)} ({time.monotonic() - start:.0f} s)", flush=True)
+    if done.returncode:
         tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise UserError(f"{command} {' '.join(arguments)} ended with status {status}; the end of {log}:\n{tail}")
+        raise UserError(
+            f"{command} {' '.join(arguments)} ended with status {done.returncode}; the end of {log}:\n{tail}"
+        )
 
 
 def _scores(out: Path) -> str:
