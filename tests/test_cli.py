@@ -59,9 +59,7 @@ def test_prepare(scans: Path, tmp_path: Path, capsys):
 def test_keys(capsys):
     assert main(["keys", "VF"]) == 0
     text = capsys.readouterr().out
-    assert (
-        "  VF_patch_number = [10, 40]\n      fewest and most patches; a list of 2 whole numbers of at least 0" in text
-    )
+    assert "  VF_patch_number = [10, 40]\n      fewest and most patches; a list of 2 whole numbers" in text
     assert "  crop_size = [64, 128, 128]" in text
     with pytest.raises(SystemExit):
         main(["keys", "VFF"])
