@@ -167,6 +167,9 @@ def test_what_is_measured_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch)
         assert kept.read_bytes() == content
     kept.unlink()
     assert np.array_equal(whole(reader(folder, *transforms)), expected) and kept.read_bytes() == content
+    others = pymics("NormalizeWithPercentiles", percentile_upper=50), hu_window(0, 1)
+    assert not np.array_equal(whole(reader(folder, *others)), expected)
+    assert len(entries(folder)) == 3 and kept.read_bytes() == content
 
 
 def test_changed_scan_gets_its_new_voxels_while_running(folder: Path):

@@ -1,4 +1,4 @@
-"""When a cached volume is the one that is asked for: the same file, unchanged, transformed in the same way."""
+"""When a cache entry is the one that is asked for: the same file, unchanged, after the same transforms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from pymic_vf.data.scan import UnusableScanError
 
-FORMAT = 4  # changes when the same file and transforms are stored or decoded differently
+FORMAT = 4  # changes when the same file and transforms are stored differently
 
 # (size in bytes, time of the last change in ns) of each file of a scan
 State = tuple[tuple[int, int], ...]

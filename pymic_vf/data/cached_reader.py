@@ -30,6 +30,7 @@ from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.volume_reader import MEMORY_BYTES, RecentVolumes
 from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes
+from pymic_vf.data.voxel_wise import Numbers, measured_numbers
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
 from pymic_vf.sizes import Size
@@ -87,10 +88,9 @@ class CachedVolumeReader:
     def _opened(self, files: Sequence[Path], state: State, in_doubt: bool) -> Volume:
         path = self.folder.entry(cache_key(files, state, self._stored_after))
         try:
-            entry, numbers = CacheEntry(path, in_doubt), self._kept_numbers(path)
-            volume = self.transform.volume(files, entry, entry.extremes, numbers)
-            if numbers is None:
-                self._keep_numbers(path, volume.numbers)
+            entry = CacheEntry(path, in_doubt)
+            volume = self.transform.volume(files, entry, entry.extremes, self._kept_numbers(path))
+            self._keep_numbers(path, volume)
             return volume
         except FileNotFoundError:
             pass
@@ -110,24 +110,24 @@ class CachedVolumeReader:
         key = cache_key(files, after, self._stored_after)
         path, budget = self.folder.entry(key), sum(size for size, _ in after)
         if not self.folder.is_full and self.folder.add(path, packed(key, voxels, ends, budget)):
-            self._keep_numbers(path, volume.numbers)
+            self._keep_numbers(path, volume)
             with suppress(DamagedEntryError, OSError):
                 return replace(volume, voxels=CacheEntry(path))
         return volume
 
-    def _kept_numbers(self, path: Path) -> list[float] | None:
-        """What was measured in the volume of an entry; None where the file is missing or damaged."""
-        try:
+    def _kept_numbers(self, path: Path) -> list[Numbers]:
+        """What was measured in the volume of an entry; nothing where that is missing or damaged."""
+        with suppress(FileNotFoundError, ValueError, TypeError):
             numbers, checksum = json.loads(path.with_suffix(self._numbers_suffix).read_bytes())
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        return numbers if checksum == _checksum(numbers) else None
+            if checksum == _checksum(numbers):
+                return numbers
+        return []
 
-    def _keep_numbers(self, path: Path, numbers: Sequence[float]) -> None:
-        if numbers:
+    def _keep_numbers(self, path: Path, volume: Volume) -> None:
+        if numbers := measured_numbers(volume.steps):
             with self.folder.writing(), whole_file(path.with_suffix(self._numbers_suffix)) as temporary:
                 temporary.write_text(json.dumps([numbers, _checksum(numbers)]))
 
 
-def _checksum(numbers: Sequence[float]) -> int:
+def _checksum(numbers: Sequence[Numbers]) -> int:
     return zlib.crc32(json.dumps(numbers).encode())

@@ -17,7 +17,7 @@ import numpy as np
 
 from pymic_vf.data.scan import Scan, UnusableScanError, read_scan
 from pymic_vf.data.seeds import VOLUME, seeded
-from pymic_vf.data.voxel_wise import Step, is_voxel_wise, measured, pinned, steps_of
+from pymic_vf.data.voxel_wise import Numbers, Step, is_voxel_wise, steps_of
 from pymic_vf.errors import UserError
 from pymic_vf.sizes import Size
 
@@ -29,12 +29,10 @@ class Volume:
     Args:
         voxels: [C, D, H, W], integers or float32: an array, or a cache entry, which is read like one.
         steps: what is still to be done to a crop.
-        numbers: what had to be measured for these in the whole volume.
     """
 
     voxels: np.ndarray
     steps: Sequence[Step]
-    numbers: Sequence[float]
 
     def read(self, start: Size, size: Size) -> np.ndarray:
         """The box of `size` voxels from `start`, wholly inside: [C, D, H, W], float32, the caller's own."""
@@ -77,7 +75,7 @@ class VolumeTransform:
         return _in_type_to_keep(voxels, scan.voxels.dtype)
 
     def volume(
-        self, files: Sequence[Path], voxels: np.ndarray, ends: np.ndarray, numbers: Sequence[float] | None = None
+        self, files: Sequence[Path], voxels: np.ndarray, ends: np.ndarray, known: Sequence[Numbers] = ()
     ) -> Volume:
         """A volume whose crops are those of the transformed volume.
 
@@ -85,7 +83,7 @@ class VolumeTransform:
             files: of the scan.
             voxels: what :meth:`decode` made of it.
             ends: their :func:`extremes`.
-            numbers: what was measured in it; None to measure it now.
+            known: see :func:`pymic_vf.data.voxel_wise.steps_of`.
 
         Raises:
             UnusableScanError: a transform fails, or leaves NaN, the same value everywhere, or less than `smallest`.
@@ -95,9 +93,7 @@ class VolumeTransform:
             least = list(self.smallest)
             raise UnusableScanError(f"{files[0]}: too small, {list(size)} voxels where {least} are the least")
         with _named(files), np.errstate(all="ignore"):
-            steps = steps_of(self.of_crops, voxels.shape[0])
-            numbers = measured(steps, voxels) if numbers is None else numbers
-            volume = Volume(voxels, pinned(steps, numbers), numbers)
+            volume = Volume(voxels, steps_of(self.of_crops, voxels, known))
             ends = replace(volume, voxels=ends).read((0, 0, 0), (1, 1, 2))
         if not np.isfinite(ends).all():
             raise UnusableScanError(f"{files[0]}: volume_transform leaves NaN or infinite voxels")

@@ -9,9 +9,9 @@ numbers from the crop, and need 6.9 ms for a window on 64x128x128 voxels, where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from pymic.transform.intensity import IntensityClip
 from pymic.transform.normalize import NormalizeWithMeanStd, NormalizeWithMinMax, NormalizeWithPercentiles
 from pymic.transform.threshold import ChannelWiseThreshold
 
-Measure = Callable[[np.ndarray], float]
+Numbers = tuple[float, float]
+Change = Callable[[np.ndarray, float, float], None]  # of float32 voxels in place, by two numbers
+Whole = Callable[[], np.ndarray]  # what a transform would see of its channel, float32 [D, H, W]
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,13 @@ class Step:
 
     Args:
         channel: which one.
-        change: changes float32 voxels in place, given two numbers.
-        numbers: these; None for one that is to be measured.
-        measures: how each is, in the whole channel, float32 [D, H, W].
+        change: what it does to voxels.
+        numbers: the two numbers for it; np.float32 where they were measured just now.
     """
 
     channel: int
-    change: Callable[[np.ndarray, Any, Any], None]
-    numbers: tuple[float | None, float | None]
-    measures: tuple[Measure, Measure] = (np.min, np.max)
+    change: Change
+    numbers: Numbers
 
     def apply(self, voxels: np.ndarray) -> None:
         """Change voxels of the channel in place: float32, of any shape."""
@@ -50,38 +50,101 @@ def is_voxel_wise(transform: Any) -> bool:
         return transform.mask_thrd is None or not transform.bg_random
     if kind is ChannelWiseThreshold:
         return transform.replace_lower is None and transform.replace_upper is None
-    return kind in STEPS
+    return kind in NUMBERS
 
 
-def steps_of(transforms: Sequence[Any], channels: int) -> list[Step]:
-    """The steps of voxel-wise transforms for volumes of so many channels.
+def steps_of(transforms: Sequence[Any], voxels: np.ndarray, known: Sequence[Numbers] = ()) -> list[Step]:
+    """Voxel-wise transforms as steps for one volume.
+
+    Args:
+        transforms: in order.
+        voxels: of the volume, [C, D, H, W]; nothing is read of them where nothing is to be measured.
+        known: the numbers of all steps, measured before.
 
     Raises:
-        TypeError, IndexError: the parameters do not fit each other or the channels, as in PyMIC.
+        TypeError, IndexError, ValueError: the parameters do not fit each other or the volume, as in PyMIC.
     """
-    return [step for transform in transforms for step in STEPS[type(transform)](transform, channels)]
+    steps: list[Step] = []
+    for transform in transforms:
+        for i, channel in enumerate(_channels(transform, voxels.shape[0])):
+            whole = functools.cache(functools.partial(_transformed, voxels, channel, steps))
+            numbers = known[len(steps)] if known else NUMBERS[type(transform)](transform, i, channel, whole)
+            if any(isinstance(number, np.floating) for number in numbers):
+                numbers = map(np.float32, numbers)  # what is measured makes float32 of the other one too
+            steps.append(Step(channel, _change(transform), tuple(numbers)))
+    return steps
 
 
-def measured(steps: Sequence[Step], voxels: np.ndarray) -> list[float]:
-    """The numbers that the steps lack, in order, each measured in what the steps before it leave of the volume."""
-    found: list[float] = []
-    for place, step in enumerate(steps):
-        if None in step.numbers:
-            channel = voxels[step.channel].astype(np.float32)
-            for earlier in pinned(steps[:place], found):
-                if earlier.channel == step.channel:
-                    earlier.apply(channel)
-            pairs = zip(step.numbers, step.measures, strict=True)
-            found += [float(measure(channel)) for number, measure in pairs if number is None]
-    return found
+def measured_numbers(steps: Sequence[Step]) -> list[Numbers]:
+    """The numbers of all steps, for a file, if any of them was measured just now; otherwise none."""
+    was_measured = any(isinstance(number, np.floating) for step in steps for number in step.numbers)
+    return [(float(step.numbers[0]), float(step.numbers[1])) for step in steps] if was_measured else []
 
 
-def pinned(steps: Sequence[Step], found: Sequence[float]) -> list[Step]:
-    """The steps with what :func:`measured` found filled in, as the float32 that it was."""
-    rest = iter(found)
-    return [
-        replace(step, numbers=tuple(np.float32(next(rest)) if n is None else n for n in step.numbers)) for step in steps
-    ]
+def _channels(transform: Any, count: int) -> list[int]:
+    """The channels that a transform names, as numbers from 0; all of them where it names none."""
+    names = vars(transform).get("chns", vars(transform).get("channels"))
+    return [range(count)[name] for name in (range(count) if names is None else names)]
+
+
+def _transformed(voxels: np.ndarray, channel: int, steps: Sequence[Step]) -> np.ndarray:
+    """What the steps make of a whole channel: float32 [D, H, W]."""
+    values = voxels[channel].astype(np.float32)
+    for step in steps:
+        if step.channel == channel:
+            step.apply(values)
+    return values
+
+
+def _min_max(transform: NormalizeWithMinMax, i: int, _channel: int, whole: Whole) -> Numbers:
+    low, high = _item(transform.thred_lower, i), _item(transform.thred_upper, i)
+    return whole().min() if low is None else low, whole().max() if high is None else high
+
+
+def _mean_std(transform: NormalizeWithMeanStd, i: int, _channel: int, whole: Whole) -> Numbers:
+    if _item(transform.mean, i) is not None:
+        return transform.mean[i], transform.std[i]
+    voxels = whole() if transform.mask_thrd is None else whole()[whole() > transform.mask_thrd]
+    return (voxels.mean(), voxels.std() + 1e-5) if voxels.size else (np.float32(0), np.float32(1))
+
+
+def _percentiles(transform: NormalizeWithPercentiles, _i: int, _channel: int, whole: Whole) -> Numbers:
+    return np.percentile(whole(), transform.percent_lower), np.percentile(whole(), transform.percent_upper)
+
+
+def _intensity_clip(transform: IntensityClip, _i: int, channel: int, whole: Whole) -> Numbers:
+    def bound(value: float | None, default: float) -> float:
+        if value is None or transform.perct:
+            return np.percentile(whole(), default if value is None else value)
+        return value
+
+    return bound(_item(transform.lower, channel), 0.05), bound(_item(transform.upper, channel), 99.95)
+
+
+def _threshold(transform: ChannelWiseThreshold, i: int, _channel: int, _whole: Whole) -> Numbers:
+    low, high = _item(transform.threshold_lower, i), _item(transform.threshold_upper, i)
+    return -np.inf if low is None else low, np.inf if high is None else high
+
+
+def _item(values: Sequence[float | None] | None, index: int) -> float | None:
+    return None if values is None else values[index]
+
+
+NUMBERS: dict[type, Callable[[Any, int, int, Whole], Numbers]] = {
+    NormalizeWithMinMax: _min_max,
+    NormalizeWithMeanStd: _mean_std,
+    NormalizeWithPercentiles: _percentiles,
+    IntensityClip: _intensity_clip,
+    ChannelWiseThreshold: _threshold,
+}
+
+
+def _change(transform: Any) -> Change:
+    if isinstance(transform, NormalizeWithMeanStd):
+        return _standardize
+    if isinstance(transform, NormalizeWithPercentiles) and transform.out_mode == 0:
+        return _to_0_1
+    return _clip if isinstance(transform, (IntensityClip, ChannelWiseThreshold)) else _to_minus_1_1
 
 
 def _clip(voxels: np.ndarray, low: float, high: float) -> None:
@@ -105,63 +168,3 @@ def _to_minus_1_1(voxels: np.ndarray, low: float, high: float) -> None:
     voxels *= 2.0
     voxels /= high - low
     voxels -= 1.0
-
-
-def _min_max(transform: NormalizeWithMinMax, channels: int) -> Iterator[Step]:
-    for i, channel in _chosen(transform.chns, channels):
-        yield Step(channel, _to_minus_1_1, (_item(transform.thred_lower, i), _item(transform.thred_upper, i)))
-
-
-def _mean_std(transform: NormalizeWithMeanStd, channels: int) -> Iterator[Step]:
-    def foreground(voxels: np.ndarray) -> np.ndarray:
-        return voxels if transform.mask_thrd is None else voxels[voxels > transform.mask_thrd]
-
-    measures = (
-        lambda voxels: np.mean(pixels) if (pixels := foreground(voxels)).size else 0.0,
-        lambda voxels: np.std(pixels) + 1e-5 if (pixels := foreground(voxels)).size else 1.0,
-    )
-    for i, channel in _chosen(transform.chns, channels):
-        mean = _item(transform.mean, i)
-        yield Step(channel, _standardize, (None, None) if mean is None else (mean, transform.std[i]), measures)
-
-
-def _percentiles(transform: NormalizeWithPercentiles, channels: int) -> Iterator[Step]:
-    change = _to_0_1 if transform.out_mode == 0 else _to_minus_1_1
-    measures = _percentile(transform.percent_lower), _percentile(transform.percent_upper)
-    for _, channel in _chosen(transform.chns, channels):
-        yield Step(channel, change, (None, None), measures)
-
-
-def _intensity_clip(transform: IntensityClip, channels: int) -> Iterator[Step]:
-    for _, channel in _chosen(transform.channels, channels):
-        low, high = _item(transform.lower, channel), _item(transform.upper, channel)
-        measures = _percentile(0.05 if low is None else low), _percentile(99.95 if high is None else high)
-        yield Step(channel, _clip, (None, None) if transform.perct else (low, high), measures)
-
-
-def _threshold(transform: ChannelWiseThreshold, channels: int) -> Iterator[Step]:
-    for i, channel in _chosen(transform.channels, channels):
-        low, high = _item(transform.threshold_lower, i), _item(transform.threshold_upper, i)
-        yield Step(channel, _clip, (-np.inf if low is None else low, np.inf if high is None else high))
-
-
-STEPS: dict[type, Callable[[Any, int], Iterator[Step]]] = {
-    NormalizeWithMinMax: _min_max,
-    NormalizeWithMeanStd: _mean_std,
-    NormalizeWithPercentiles: _percentiles,
-    IntensityClip: _intensity_clip,
-    ChannelWiseThreshold: _threshold,
-}
-
-
-def _chosen(chosen: Sequence[int] | None, channels: int) -> Iterator[tuple[int, int]]:
-    """The places and the numbers, from 0, of the channels that a transform names; None names all."""
-    return enumerate(range(channels) if chosen is None else [range(channels)[channel] for channel in chosen])
-
-
-def _item(values: Sequence[float | None] | None, index: int) -> float | None:
-    return None if values is None else values[index]
-
-
-def _percentile(percent: float) -> Measure:
-    return partial(np.percentile, q=percent)
