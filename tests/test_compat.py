@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pymic.net_run.agent_abstract
+import pymic.net_run.agent_rec as agent_rec
 import pymic.net_run.agent_seg as agent_seg
 import pytest
 import torch
 from pymic.util.parse_config import parse_value_from_string
-from test_pct_net import small_net
 
 import pymic_vf
 from pymic_vf.errors import UserError
@@ -82,29 +82,30 @@ def test_no_validation_set():
 class LacksMemory:
     """An agent whose loss or backward pass, outside of the network, runs out of memory."""
 
-    def __init__(self, net: torch.nn.Module, error: Exception) -> None:
-        self.net, self.error = net, error
-        self.config = {"dataset": {"train_batch_size": 4}}
+    def __init__(self, error: Exception, **network) -> None:
+        self.error = error
+        self.config = {"dataset": {"train_batch_size": 4}, "network": network}
 
     def run(self) -> None:
         raise self.error
 
 
-def test_lack_of_memory_outside_of_the_network_is_explained():
-    net = small_net()
-    agent = LacksMemory(torch.nn.DataParallel(net), torch.OutOfMemoryError("CUDA out of memory. Tried to"))
+def test_lack_of_memory_is_explained():
+    agent = LacksMemory(torch.OutOfMemoryError("CUDA out of memory. Tried to"), net_type="PCTNet")
     with pytest.raises(UserError, match=r"^Memory ran out.* a batch of 2 instead of 4 .*Tried to"):
         compat._memory_explained(LacksMemory.run, learns=True)(agent)
     with pytest.raises(UserError, match=r"^Memory ran out.* sliding_window_size"):
         compat._memory_explained(LacksMemory.run, learns=False)(agent)
-    assert agent_seg.SegmentationAgent.training.__wrapped__.__module__ == "pymic.net_run.agent_seg"
+    for method in (agent_seg.SegmentationAgent.training, agent_rec.ReconstructionAgent.training):
+        assert method.__wrapped__.__module__.startswith("pymic.net_run.agent_")
+    assert "infer" not in vars(agent_rec.ReconstructionAgent)
 
 
 @pytest.mark.parametrize(
-    ("net", "error"),
-    [(torch.nn.Identity(), torch.OutOfMemoryError("CUDA out of memory")), (None, RuntimeError("shapes differ"))],
+    ("net_type", "error"),
+    [("UNet", torch.OutOfMemoryError("CUDA out of memory")), ("PCTNet", RuntimeError("shapes differ"))],
 )
-def test_other_networks_and_errors_are_left_alone(net, error):
+def test_other_networks_and_errors_are_left_alone(net_type, error):
     with pytest.raises(type(error)) as raised:
-        compat._memory_explained(LacksMemory.run, learns=True)(LacksMemory(net or small_net(), error))
+        compat._memory_explained(LacksMemory.run, learns=True)(LacksMemory(error, net_type=net_type))
     assert raised.value is error
