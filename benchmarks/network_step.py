@@ -1,10 +1,13 @@
 """How fast PCT-Net is against its plain float32 form: a forward pass, a training step, and on CUDA peak memory.
 
-    python benchmarks/network_step.py [--repeats 3] [--threads 2] [--size 64 128 128] [--no-train] [--cpu-time]
+    python benchmarks/network_step.py [--size 64 128 128 | --quickstart] [--batch 1] [--repeats 3] [--threads 2]
+                                      [--no-train] [--cpu-time]
 
-The plain form (plain_pct_net.py): explicit softmax attention, contiguous layout, everything made anew at each pass.
-All sides of a row run in turn, repeat after repeat, so that whatever else the machine does meets them alike; the figure
-is the median. On a machine that others use too, --cpu-time counts processor time instead, best with one thread.
+The network has the paper's widths; with --quickstart, which is the default for its crop of 16 32 32, those of
+config_examples/quickstart and its batch of 2. The plain form (plain_pct_net.py): explicit softmax attention, contiguous
+layout, everything made anew at each pass.
+All sides of a row run in turn, repeat after repeat, so that whatever else the machine does affects them alike; the
+figure is the median. On a machine that others use too, --cpu-time counts processor time instead, best with one thread.
 "share of the convolutions' rate" is operations per second of the whole network over those of its convolutions run
 alone, on tensors of the same shape and layout, in the same turns.
 """
@@ -24,6 +27,7 @@ from machine import machine
 from plain_pct_net import PlainPCTNet
 from torch import Tensor, nn
 
+from pymic_vf.host.execution import EXECUTION_KEYS, configure_execution
 from pymic_vf.networks.pct_net import PCTNet
 
 PAPER = {
@@ -34,6 +38,15 @@ PAPER = {
     "resolution_mode": 1,
     "multiscale_pred": True,
 }
+QUICKSTART = PAPER | {
+    "feature_chns": [8, 16, 32, 64, 64],
+    "dropout": [0, 0, 0, 0, 0],
+    "num_heads": [2, 4, 4],
+    "window_sizes": [4, 4, 4],
+}
+QUICKSTART_SIZE = [16, 32, 32]
+FLOAT32, BF16 = {}, {"precision": "bf16"}
+CHECKPOINTING, COMPILE = {"activation_checkpointing": True}, {"compile": True}
 
 
 def main() -> None:
@@ -41,10 +54,12 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    params = (QUICKSTART if args.quickstart else PAPER) | {"input_size": args.size}
     print(machine())
-    print(f"input {args.size}, feature_chns {PAPER['feature_chns']}, resolution_mode 1, median of {args.repeats} turns")
+    print(
+        f"input {args.size}, feature_chns {params['feature_chns']}, resolution_mode 1, median of {args.repeats} turns"
+    )
     print("processor time" if args.cpu_time else "wall-clock time")
-    params = PAPER | {"input_size": args.size}
     kept_memory()
     cpu_inference(params, args)
     if args.train:
@@ -56,38 +71,41 @@ def main() -> None:
         print("no CUDA device: its rows are left out")
 
 
+def run_as(net: nn.Module, ways: dict[str, Any]) -> nn.Module:
+    """`net`, run as the keys of [network] in `ways` say."""
+    configure_execution(net, **{key.name: ways.get(key.name, key.default) for key in EXECUTION_KEYS})
+    return net
+
+
 def cpu_inference(params: dict[str, Any], args: argparse.Namespace) -> None:
-    """Rows of a forward pass in eval mode, batch 1, stage test, without gradients."""
-    plain, fast, half = _same_weights(params, [{}, {}, {"precision": "bf16"}], "cpu")
-    for net in (plain, fast, half):
+    """Rows of a forward pass in eval mode, stage test, without gradients."""
+    nets = _same_weights(params, {"float32": FLOAT32, "bf16": BF16})
+    for net in nets.values():
         net.eval().set_stage("test")
-    x = torch.randn(1, 1, *args.size)
-    convolutions, conv_operations = convolutions_alone(plain, fast, x)
-    sides = {"plain": lambda: plain(x), "fast": lambda: fast(x), "bf16": lambda: half(x), "conv": convolutions}
+    x = torch.randn(args.batch, 1, *args.size)
+    convolutions, conv_operations = convolutions_alone(nets["plain"], nets["float32"], x)
+    sides = {name: lambda net=net: net(x) for name, net in nets.items()} | {"convolutions": convolutions}
     with torch.no_grad():
         seconds = in_turns(sides, args)
-    # The attention and MLP part of 711 GFLOP scales as the convolutions do, but for padding to whole windows.
-    operations = conv_operations * 711 / 584
-    rate, alone = operations / seconds["fast"], conv_operations / seconds["conv"]
-    print("\nCPU, forward, eval, batch 1")
-    _row("plain float32", seconds["plain"])
-    _row("float32", seconds["fast"], seconds["plain"], 1.8)
-    _row("bf16", seconds["bf16"], seconds["plain"], 3)
-    print(f"  convolutions alone        {seconds['conv']:8.2f} s")
-    print(f"  share of the convolutions' rate {100 * rate / alone:4.0f} %   (goal 75 %; {rate / 1e9:.0f} GFLOP/s)")
+    print(f"\nCPU, forward, eval, batch {args.batch}")
+    _rows(seconds)
+    if not args.quickstart:
+        # The attention and MLP share of 711 GFLOP scales as the convolutions do, but for padding to whole windows.
+        rate = conv_operations * 711 / 584 / seconds["float32"]
+        share = rate / (conv_operations / seconds["convolutions"])
+        print(f"  share of the convolutions' rate {100 * share:4.0f} %   ({rate / 1e9:.0f} GFLOP/s)")
 
 
 def kept_memory() -> None:
     """What a forward pass keeps for the backward pass: 32 x 64 x 64, batch 1, on the CPU; weights not counted."""
     params = PAPER | {"input_size": [32, 64, 64]}
-    checkpointing = {"activation_checkpointing": True}
-    ways = {"float32": {}, "bf16": {"precision": "bf16"}, "float32 + checkpointing": checkpointing}
-    ways["bf16 + checkpointing"] = {"precision": "bf16"} | checkpointing
+    ways = {"float32": FLOAT32, "bf16": BF16, "float32 + checkpointing": CHECKPOINTING}
+    ways["bf16 + checkpointing"] = BF16 | CHECKPOINTING
     x = torch.randn(1, 1, 32, 64, 64)
     plain = _kept(PlainPCTNet(params).train(), x)
     print(f"\nKept for the backward pass, 32 x 64 x 64, CPU\n  {'plain float32':26s}{plain / 2**20:8.0f} MiB")
-    for name, changes in ways.items():
-        kept = _kept(PCTNet(params | changes).train(), x)
+    for name, way in ways.items():
+        kept = _kept(run_as(PCTNet(params), way).train(), x)
         print(f"  {name:26s}{kept / 2**20:8.0f} MiB{100 * kept / plain:6.0f} %")
 
 
@@ -107,32 +125,29 @@ def _kept(net: PCTNet, x: Tensor) -> int:
 
 
 def cpu_training(params: dict[str, Any], args: argparse.Namespace) -> None:
-    """Rows of a training step, batch 1: forward, cross entropy at four scales, backward, Adam."""
-    plain, fast, half = _same_weights(params, [{}, {}, {"precision": "bf16"}], "cpu")
-    steps = {name: training_step(net, 1, args.size) for name, net in (("plain", plain), ("fast", fast), ("bf16", half))}
-    seconds = in_turns(steps, args)
-    print("\nCPU, training step, batch 1")
-    _row("plain float32", seconds["plain"])
-    _row("float32", seconds["fast"], seconds["plain"], 1.5)
-    _row("bf16", seconds["bf16"], seconds["plain"])
+    """Rows of a training step: forward, cross entropy at four scales, backward, Adam."""
+    ways = {"float32": FLOAT32, "bf16": BF16, "float32 + checkpointing": CHECKPOINTING}
+    nets = _same_weights(params, ways)
+    seconds = in_turns({name: training_step(net, args.batch, args.size) for name, net in nets.items()}, args)
+    print(f"\nCPU, training step, batch {args.batch}")
+    _rows(seconds)
 
 
 def cuda_training(params: dict[str, Any], args: argparse.Namespace) -> None:
     """Rows of a training step on CUDA: time and peak memory for each way to run it, at batch 4 and 2."""
-    saving = {"precision": "bf16", "compile": True}
     ways = {
-        "plain float32": {},
-        "float32": {},
-        "bf16": {"precision": "bf16"},
-        "bf16 + compile": saving,
-        "bf16 + checkpointing": {"precision": "bf16", "activation_checkpointing": True},
-        "bf16 + compile + checkpointing": saving | {"activation_checkpointing": True},
+        "plain": FLOAT32,
+        "float32": FLOAT32,
+        "bf16": BF16,
+        "bf16 + compile": BF16 | COMPILE,
+        "bf16 + checkpointing": BF16 | CHECKPOINTING,
+        "bf16 + compile + checkpointing": BF16 | COMPILE | CHECKPOINTING,
     }
     for batch in (4, 2):
         print(f"\nCUDA, training step, batch {batch}: ms, peak GiB (share of the plain form's)")
         plain_time = plain_peak = None
-        for name, changes in ways.items():
-            net = (PlainPCTNet if name == "plain float32" else PCTNet)(params | changes).cuda()
+        for name, way in ways.items():
+            net = run_as((PlainPCTNet if name == "plain" else PCTNet)(params), way).cuda()
             milliseconds, peak = _time_and_peak(training_step(net, batch, args.size), max(args.repeats, 10))
             plain_time, plain_peak = plain_time or milliseconds, plain_peak or peak
             print(
@@ -179,8 +194,8 @@ def convolutions_alone(plain: PlainPCTNet, net: PCTNet, x: Tensor) -> tuple[Call
         if shape not in shapes:
             shapes[shape] = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
         calls.append((net.get_submodule(names[module]), shapes[shape]))
-        spread = inputs[0] if isinstance(module, nn.ConvTranspose3d) else output
-        operations += 2.0 * module.weight.numel() * spread[:, 0].numel()
+        kernels_at = inputs[0] if isinstance(module, nn.ConvTranspose3d) else output
+        operations += 2.0 * module.weight.numel() * kernels_at[:, 0].numel()
 
     with _hooks(plain, (nn.Conv3d, nn.ConvTranspose3d), note), torch.no_grad():
         plain(x)
@@ -229,27 +244,35 @@ def _hooks(net: nn.Module, kinds: tuple[type, ...], hook: Callable) -> Iterator[
             handle.remove()
 
 
-def _same_weights(params: dict[str, Any], changes: list[dict[str, Any]], device: str) -> list[PCTNet]:
-    """The plain form, and a PCTNet for each of the other changes."""
-    nets = [PlainPCTNet(params | changes[0]), *(PCTNet(params | change) for change in changes[1:])]
-    for net in nets[1:]:
-        net.load_state_dict(nets[0].state_dict())
-    return [net.to(device) for net in nets]
+def _same_weights(params: dict[str, Any], ways: dict[str, dict[str, Any]]) -> dict[str, PCTNet]:
+    """The plain form, and a PCTNet for each way to run it."""
+    nets = {"plain": PlainPCTNet(params)}
+    for name, way in ways.items():
+        nets[name] = PCTNet(params)
+        nets[name].load_state_dict(nets["plain"].state_dict())
+        run_as(nets[name], way)
+    return nets
 
 
-def _row(name: str, seconds: float, plain: float | None = None, goal: float | None = None) -> None:
-    factor = f"{plain / seconds:6.2f}x" if plain else ""
-    print(f"  {name:26s}{seconds:8.2f} s{factor}" + (f"   (goal {goal}x)" if goal else ""), flush=True)
+def _rows(seconds: dict[str, float]) -> None:
+    for name, value in seconds.items():
+        print(f"  {name:26s}{value:8.3f} s{seconds['plain'] / value:6.2f}x", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--size", type=int, nargs=3, default=[64, 128, 128])
+    parser.add_argument("--size", type=int, nargs=3)
+    parser.add_argument("--quickstart", action="store_true")
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--no-train", dest="train", action="store_false")
     parser.add_argument("--cpu-time", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.quickstart = args.quickstart or args.size == QUICKSTART_SIZE
+    args.size = args.size or (QUICKSTART_SIZE if args.quickstart else [64, 128, 128])
+    args.batch = args.batch or (2 if args.quickstart else 1)
+    return args
 
 
 if __name__ == "__main__":

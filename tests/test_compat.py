@@ -80,31 +80,32 @@ def test_no_validation_set():
 
 
 class LacksMemory:
-    """An agent whose network, loss or backward pass fails."""
+    """An agent whose loss or backward pass, outside of the network, runs out of memory."""
 
-    def __init__(self, net_type: str, error: Exception) -> None:
+    def __init__(self, error: Exception, **network) -> None:
         self.error = error
-        self.config = {"dataset": {"train_batch_size": 4}, "network": {"net_type": net_type}}
+        self.config = {"dataset": {"train_batch_size": 4}, "network": network}
 
     def run(self) -> None:
         raise self.error
 
 
-NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to")
-
-
 def test_lack_of_memory_is_explained():
-    agent = LacksMemory("PCTNet", NO_MEMORY)
+    agent = LacksMemory(torch.OutOfMemoryError("CUDA out of memory. Tried to"), net_type="PCTNet")
     with pytest.raises(UserError, match=r"^Memory ran out.* a batch of 2 instead of 4 .*Tried to"):
         compat._memory_explained(LacksMemory.run, learns=True)(agent)
     with pytest.raises(UserError, match=r"^Memory ran out.* sliding_window_size"):
         compat._memory_explained(LacksMemory.run, learns=False)(agent)
-    for agents in (agent_seg.SegmentationAgent, agent_rec.ReconstructionAgent):
-        assert agents.training.__wrapped__.__module__ == agents.__module__
+    for method in (agent_seg.SegmentationAgent.training, agent_rec.ReconstructionAgent.training):
+        assert method.__wrapped__.__module__.startswith("pymic.net_run.agent_")
+    assert "infer" not in vars(agent_rec.ReconstructionAgent)
 
 
-@pytest.mark.parametrize(("net_type", "error"), [("UNet", NO_MEMORY), ("PCTNet", RuntimeError("shapes differ"))])
+@pytest.mark.parametrize(
+    ("net_type", "error"),
+    [("UNet", torch.OutOfMemoryError("CUDA out of memory")), ("PCTNet", RuntimeError("shapes differ"))],
+)
 def test_other_networks_and_errors_are_left_alone(net_type, error):
     with pytest.raises(type(error)) as raised:
-        compat._memory_explained(LacksMemory.run, learns=True)(LacksMemory(net_type, error))
+        compat._memory_explained(LacksMemory.run, learns=True)(LacksMemory(error, net_type=net_type))
     assert raised.value is error

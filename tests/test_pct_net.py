@@ -53,7 +53,8 @@ def state_of(reference: np.lib.npyio.NpzFile) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("path", REFERENCES, ids=lambda path: path.stem)
 def test_released_networks_are_reproduced(path):
-    """Gradients jump where pooled values tie or an activation is zero: the released one is on one of the sides."""
+    """On the processor of the references to rounding. Gradients jump where pooled values tie or an activation is zero:
+    where convolutions round otherwise (without AVX-512) some input beside the stored one is on the released side."""
     reference = np.load(path)
     errors = _reference_errors(reference)
     assert len(errors) == 4 + 1 + 4

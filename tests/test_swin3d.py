@@ -1,21 +1,22 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from pymic_vf.networks.window_attention import SwinBlock, WindowAttention
-from pymic_vf.networks.windows import (
-    MASKED,
-    from_windows,
-    relative_position_index,
-    to_windows,
-    window_layout,
-)
 from torch import nn
+
+from pymic_vf.networks.swin3d import (
+    MASKED,
+    SwinBlock,
+    WindowAttention,
+    relative_position_index,
+    window_layout,
+    window_partition,
+    window_reverse,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from plain_pct_net import plain_window_attention  # the oracle is kept beside the benchmarks
@@ -49,14 +50,14 @@ def test_the_layout_is_the_definition_voxel_by_voxel(size, window, shift):
                 voxels.append(((sample * size[0] + z) * size[1] + y) * size[2] + x if real else -1)
             mask = [[MASKED if shift and a != b else 0.0 for b in regions] for a in regions]
             expected[tuple(voxels)] = [*expected.get(tuple(voxels), []), torch.tensor(mask)]
-    source = layout.source.clone()
-    source[layout.padding] = -1
-    windows = source.view(-1, window**3)
+    voxel_count = 2 * size[0] * size[1] * size[2]
+    windows = torch.full((layout.tokens,), -1)
+    windows[layout.token_of_voxel] = torch.arange(voxel_count)
+    windows = windows.view(-1, window**3)
     assert sum(map(len, expected.values())) == len(windows) == sum(count for count, _ in layout.groups)
     for voxels, mask in zip(windows.tolist(), all_groups(layout, window**3), strict=True):
         assert any(torch.equal(mask, wanted) for wanted in expected[tuple(voxels)])
-    voxel_count = 2 * size[0] * size[1] * size[2]
-    assert torch.equal(source[layout.place], torch.arange(voxel_count))
+    assert (windows >= 0).sum() == voxel_count
 
 
 def test_few_masks_are_kept_and_layouts_are_made_once():
@@ -66,16 +67,14 @@ def test_few_masks_are_kept_and_layouts_are_made_once():
     assert window_layout(1, (12, 12, 12), 3, 1, CPU) is layout
 
 
-def test_gathers_and_their_gradients_are_exact():
+def test_windows_are_undone_exactly_and_padding_is_zero():
     layout = window_layout(2, (3, 2, 4), 2, 1, CPU)
-    tokens = torch.randn(48, 2, dtype=torch.float64, requires_grad=True)
-    windows = to_windows(tokens, layout)
-    assert torch.equal(from_windows(windows, layout), tokens)
-    assert not windows[layout.padding].any()
-    weights = torch.randn(len(layout.source), 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda t: to_windows(t, layout) * weights, (tokens,))
-    windows = torch.randn(len(layout.source), 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: from_windows(w, layout), (windows,))
+    voxels = torch.randn(48, 2, dtype=torch.float64, requires_grad=True)
+    tokens = window_partition(voxels, layout)
+    assert torch.equal(window_reverse(tokens, layout), voxels)
+    assert tokens.shape == (64, 2) and (tokens == 0).all(1).sum() == 64 - 48
+    assert torch.autograd.gradcheck(lambda v: window_partition(v, layout) ** 2, (voxels,))
+    assert torch.autograd.gradcheck(lambda t: window_reverse(t, layout) ** 2, (tokens.detach().requires_grad_(),))
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])
@@ -100,7 +99,7 @@ def test_attention_equals_the_plain_form_in_float64(size, window, shift):
     attn = WindowAttention(8, 2, window, 0.0).double()
     nn.init.normal_(attn.relative_position_bias_table)
     x = torch.randn(2, *size, 8, dtype=torch.float64, requires_grad=True)
-    out = attn(x.reshape(-1, 8), window_layout(2, size, window, shift, CPU)).view(x.shape)
+    out = attn(x.reshape(2, -1, 8), window_layout(2, size, window, shift, CPU)).view(x.shape)
     weights = torch.randn_like(out)
     names, parameters = zip(*attn.named_parameters(), strict=True)
     grads = torch.autograd.grad((out * weights).sum(), (x, *parameters))
@@ -121,12 +120,12 @@ def test_dropout_on_the_attention_weights_has_its_rate():
         attn.proj.bias.zero_()
     attn.proj_drop.p = 0.0
     torch.manual_seed(0)
-    out = attn(torch.zeros(27 * 64, 4), window_layout(1, (12, 12, 12), 3, 0, CPU))
+    out = attn(torch.zeros(1, 27 * 64, 4), window_layout(1, (12, 12, 12), 3, 0, CPU))
     # 1728 rows of 27 weights of about 1/27, each kept with p = 1/2: standard error of the mean 1 / sqrt(1728 * 27).
     assert abs(out.mean().item() - 1) < 5 / (1728 * 27) ** 0.5
-    assert out[:, 0].std().item() > 0.1
+    assert out[..., 0].std().item() > 0.1
     attn.eval()
-    out = attn(torch.zeros(27 * 64, 4), window_layout(1, (12, 12, 12), 3, 0, CPU))
+    out = attn(torch.zeros(1, 27 * 64, 4), window_layout(1, (12, 12, 12), 3, 0, CPU))
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
@@ -134,39 +133,8 @@ def test_drop_path_drops_whole_samples():
     torch.manual_seed(0)
     block = SwinBlock(4, 1, 2, 0.0).train()
     layout = window_layout(64, (2, 2, 2), 2, 0, CPU)
-    x = torch.randn(64 * 8, 4)
-    changed = (block(x, 64, layout) != x).view(64, -1)
+    x = torch.randn(64, 8, 4)
+    changed = (block(x, layout) != x).view(64, -1)
     # A sample is untouched where both branches were dropped: 0.2^2 of 64 samples, 2.56 on average.
     untouched = int((~changed.any(1)).sum())
     assert 0 < untouched < 12
-
-
-@pytest.mark.parametrize("change", ["weights", "index", "windows", "training"])
-def test_terms_are_made_once_until_something_changes(change: str):
-    attn = WindowAttention(8, 2, 3, 0.0).eval()
-    layouts = [window_layout(1, size, 3, 1, CPU) for size in ((5, 7, 4), (6, 6, 6))]
-    with torch.no_grad():
-        before = attn.terms(layouts[0])
-        assert attn.terms(layouts[0]) is before
-        layout = layouts[0]
-        if change == "weights":
-            attn.relative_position_bias_table.data.mul_(2)  # which torch does not count as a change
-        elif change == "index":
-            attn.relative_position_index.copy_(attn.relative_position_index.flip(0))
-        elif change == "windows":
-            layout = layouts[1]
-        else:
-            attn.train()
-        after = attn.terms(layout)
-    assert after is not before
-    for made, wanted in zip(after, attn._new_terms(layout), strict=True):
-        assert torch.equal(made, wanted)
-    assert attn.train().terms(layout)[0].requires_grad
-
-
-def test_kept_terms_are_in_no_copy_and_no_state():
-    attn = WindowAttention(8, 2, 6, 0.0).eval()
-    small, names = len(pickle.dumps(attn)), list(attn.state_dict())
-    with torch.no_grad():
-        attn.terms(window_layout(1, (12, 12, 12), 6, 3, CPU))
-    assert len(pickle.dumps(attn)) == small and list(attn.state_dict()) == names

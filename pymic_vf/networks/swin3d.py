@@ -61,14 +61,14 @@ def window_layout(batch: int, size: Size, window: int, shift: int, device: torch
         counts = tuple(-(-side // window) for side in size)
         rolled = [(torch.arange(side) - shift) % (count * window) for side, count in zip(size, counts, strict=True)]
         window_of_voxel = _numbered([axis // window for axis in rolled], counts)
-        place_in_window = _numbered([axis % window for axis in rolled], (window, window, window))
+        token_in_window = _numbered([axis % window for axis in rolled], (window, window, window))
         # Only the last window of an axis has a border between regions: its kind says along which axes.
         is_last = [(torch.arange(count) == count - 1).long() * (shift > 0) for count in counts]
         kind = _numbered(is_last, (2, 2, 2)).flatten()
         rank = torch.argsort(torch.argsort(kind, stable=True))  # of each window, when they are ordered by kind
         # The batch goes inside the axis of the windows, so that a group is one slice whatever the batch.
         sample = torch.arange(batch)[:, None, None, None]
-        token_of_voxel = (rank[window_of_voxel] * batch + sample) * window**3 + place_in_window
+        token_of_voxel = (rank[window_of_voxel] * batch + sample) * window**3 + token_in_window
         groups = tuple(
             WindowGroup(count * batch, _mask(kind, window, shift, device))
             for kind, count in enumerate(torch.bincount(kind).tolist())
