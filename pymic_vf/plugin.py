@@ -94,6 +94,7 @@ REPAIRS = (
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "register_before_agents_are_made"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
+    Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "allow_no_validation_of_reconstructions"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),

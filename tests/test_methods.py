@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from pymic.net_run.agent_seg import SegmentationAgent
+from pymic.net_run.self_sup import SelfSupMethodDict
 
 import pymic_vf
 from pymic_vf.cli import main
@@ -112,4 +113,25 @@ def test_several_channels_are_restored_one_by_one(scans: Path, tmp_path: Path):
         "network": {"in_chns": 2, "class_num": 2},
     }
     pretraining_agent(parsed(tmp_path / "a.cfg", config("MIM", UNET, scans, tmp_path, **changes))).run()
+    assert (tmp_path / "pretrain" / "pretrain_2.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "transform"), [("ModelGenesis", "InOutPainting"), ("PatchSwapping", "PatchSwaping")]
+)
+def test_methods_of_pymic_train_our_network_without_a_validation(
+    scans: Path, tmp_path: Path, caplog, method, transform
+):
+    caplog.set_level(logging.INFO)
+    steps = ["NormalizeWithMeanStd", "RandomCrop", "SelfReconstructionLabel", transform]
+    crop = {"RandomCrop_output_size": [16, 32, 32], "RandomCrop_foreground_focus": False, "train_label": False,
+            "PatchSwaping_patch_size": [4, 8, 8], "InOutPainting_block_size": [4, 8, 8]}  # fmt: skip
+    changes = {
+        "dataset": {"train_transform": steps, "VF_crop_size": None, **crop},
+        "self_supervised_learning": {"method_name": method},
+        "training": {"iter_max": 2, "iter_valid": 2},
+    }
+    stock = merged(config("MIM", NETWORK, scans, tmp_path), changes)
+    SelfSupMethodDict[method](parsed(tmp_path / "a.cfg", stock)).run()
+    assert re.search(r"train/valid loss [\d.]+/nan", caplog.text)
     assert (tmp_path / "pretrain" / "pretrain_2.pt").is_file()

@@ -228,6 +228,19 @@ def _message_for_users(error: BaseException, trace: TracebackType | None) -> str
     return str(error) if isinstance(error, ValueError) else None
 
 
+def allow_no_validation_of_reconstructions(host: ModuleType) -> None:
+    """Without ``valid_csv`` PyMIC's reconstructions iterate over None, and without ``[testing]`` they lack the section:
+    a validation of nothing has a loss that is no number, which is never the best."""
+    stock: Callable = host.ReconstructionAgent.validation
+
+    @functools.wraps(stock)
+    def validation(agent: Any) -> dict[str, Any]:
+        agent.config.setdefault("testing", {})
+        return {"loss": float("nan")} if agent.valid_loader is None else stock(agent)
+
+    host.ReconstructionAgent.validation = validation
+
+
 def explain_missing_checkpoint(host: ModuleType) -> None:
     """``pymic_test`` before any checkpoint was written ends in a bare FileNotFoundError: say what is missing."""
     stock: Callable = host.NetRunAgent.get_checkpoint_name
