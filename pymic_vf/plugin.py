@@ -11,6 +11,7 @@ the registries are hooked too.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import sys
@@ -92,7 +93,6 @@ REPAIRS = (
     *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
-    Repair("pymic.net_run.agent_abstract", "NetRunAgent", "register_before_agents_are_made"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "allow_no_validation_of_reconstructions"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
@@ -130,7 +130,8 @@ def register() -> None:
     hosts = [row.module for row in (*REGISTRATIONS, *REPAIRS)]
     ours = [row.implementation.split(":")[0] for row in REGISTRATIONS]  # whose import may be what imports PyMIC
     for module in dict.fromkeys((*hosts, *USERS, *ours)):
-        when_imported(module)(apply_what_is_ready)
+        when_imported(module)(_apply_what_is_ready)
+    when_imported("pymic.net_run.agent_abstract")(_apply_before_agents_are_made)
 
 
 def autoload() -> None:
@@ -141,7 +142,7 @@ def autoload() -> None:
         warnings.warn(f"pymic_vf is installed but not registered with PyMIC: {error!r}", stacklevel=2)
 
 
-def apply_what_is_ready(_imported: ModuleType | None = None) -> None:
+def _apply_what_is_ready(_imported: ModuleType | None = None) -> None:
     """Every row whose module is there and made, once."""
     for row in (*REGISTRATIONS, *REPAIRS):
         host = sys.modules.get(row.module)
@@ -152,6 +153,22 @@ def apply_what_is_ready(_imported: ModuleType | None = None) -> None:
             row.apply(host)
         except Exception as error:
             warnings.warn(f"pymic_vf: {row} failed and is left out: {error!r}", stacklevel=2)
+
+
+def _apply_before_agents_are_made(host: ModuleType) -> None:
+    """A script that begins with PyMIC's agents imports torch, and so the hooks, in the middle of their modules: what
+    they lack is there before the first agent is made."""
+    stock = getattr(host, "NetRunAgent", None)
+    if stock is None:
+        return
+    make = stock.__init__
+
+    @functools.wraps(make)
+    def __init__(agent: Any, *args: Any, **options: Any) -> None:  # noqa: N807
+        _apply_what_is_ready()
+        make(agent, *args, **options)
+
+    stock.__init__ = __init__
 
 
 def _imported_when_called(implementation: str) -> Callable:

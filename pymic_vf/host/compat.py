@@ -21,7 +21,6 @@ from typing import IO, Any
 
 import torch
 
-from pymic_vf import plugin
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.files import whole_file
 from pymic_vf.host import checkpoint
@@ -120,19 +119,6 @@ def load_checkpoints_safely(host: ModuleType) -> None:
     """torch >= 2.6 refuses the numpy scalar in PyMIC's checkpoints: allow that type, keep the protection."""
     checkpoint.allow_numpy_scalars()
     _torch_of(host).load = checkpoint.load
-
-
-def register_before_agents_are_made(host: ModuleType) -> None:
-    """A script that begins with PyMIC's agents has imported them half made: what they lack is there before the first
-    one is made."""
-    stock: Callable = host.NetRunAgent.__init__
-
-    @functools.wraps(stock)
-    def __init__(agent: Any, *args: Any, **options: Any) -> None:  # noqa: N807
-        plugin.apply_what_is_ready()
-        stock(agent, *args, **options)
-
-    host.NetRunAgent.__init__ = __init__
 
 
 def allow_no_validation_set(host: ModuleType) -> None:
