@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+torch.set_num_threads(1)  # each worker of the tests has one core
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
