@@ -57,7 +57,7 @@ def window_layout(batch: int, size: Size, window: int, shift: int, device: torch
     Padding is at the far end of each axis, before the shift. The last few results are kept, for all networks.
     """
     # Tensors made in inference mode could not be used for training later.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False):
         counts = tuple(-(-side // window) for side in size)
         rolled = [(torch.arange(side) - shift) % (count * window) for side, count in zip(size, counts, strict=True)]
         window_of_voxel = _numbered([axis // window for axis in rolled], counts)
@@ -134,24 +134,25 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
         """[N, V, C] to the same."""
-        tokens = self.window**3
-        q, k, v = (
-            self.qkv(window_partition(x.flatten(0, 1), layout))
-            .view(-1, tokens, 3, self.num_heads, x.shape[-1] // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(window_partition(x.flatten(0, 1), layout)).unflatten(0, (-1, self.window**3))
+        groups = qkv.split([group.windows for group in layout.groups])
         bias = self.relative_position_bias()
+        windows = torch.cat(
+            [
+                self.attend(group, bias if mask is None else bias + mask.to(bias.dtype))
+                for group, (_, mask) in zip(groups, layout.groups, strict=True)
+            ]
+        )
+        return self.proj_drop(self.proj(window_reverse(windows.flatten(0, 1), layout))).view(x.shape)
+
+    def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """[windows, T, 3 * C] to [windows, T, C]; `bias` [1, heads, T, T] is added to the scaled products."""
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.attn_drop.training else 0.0
-        counts = [group.windows for group in layout.groups]
-        attended = [
-            scaled_dot_product_attention(*qkv, bias if mask is None else bias + mask.to(bias.dtype), dropout)
-            for (_, mask), *qkv in zip(layout.groups, q.split(counts), k.split(counts), v.split(counts), strict=True)
-        ]
-        windows = torch.cat([group.transpose(1, 2) for group in attended]).flatten(2).flatten(0, 1)
-        return self.proj_drop(self.proj(window_reverse(windows, layout))).view(x.shape)
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout).transpose(1, 2).flatten(2)
 
     def relative_position_bias(self) -> Tensor:
-        """[1, heads, T, T], added to the scaled products of queries and keys."""
+        """[1, heads, T, T]."""
         tokens = self.window**3
         rows = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
         return rows.T.reshape(1, self.num_heads, tokens, tokens)
