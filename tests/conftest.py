@@ -144,7 +144,7 @@ def finetuning(scans: Path, out: Path, **changes: Mapping[str, Any]) -> dict[str
             "output_dir": out / "result",
             "sliding_window_enable": True,
             "sliding_window_size": [16, 32, 32],
-            "sliding_window_stride": [16, 32, 32],
+            "sliding_window_stride": [8, 16, 16],
         },
     }
     return merged(config, changes)
