@@ -20,6 +20,7 @@ from pymic.transform.trans_dict import TransformDict
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
 from pymic_vf.host.config_keys import (
+    BY_NAME,
     DATASET_KEYS,
     NETWORK_KEYS,
     SAMPLE_KEYS,
@@ -29,7 +30,7 @@ from pymic_vf.host.config_keys import (
 )
 from pymic_vf.host.execution import read_execution
 from pymic_vf.host.inference_settings import parse_inference
-from pymic_vf.keys import Key, Section, misspelt
+from pymic_vf.keys import Key, Section, misspelt, names, path
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method
 from pymic_vf.networks.pct_net_settings import parse_network_settings
@@ -150,11 +151,11 @@ def check_supervised(config: Config, stage: str) -> None:
         _check_pct_net(network)
         read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
-        dataset.read(key for key in DATASET_KEYS if key.name == "train_batch_size")
-        if "valid" in stages:
-            dataset.read(key for key in DATASET_KEYS if key.name == "valid_batch_size")
+        dataset.read([BY_NAME[f"{each}_batch_size"] for each in stages])
         checked = _check_training(training, "valid" in stages, SEGMENTATION)
         _check_deep_supervision(network, checked["deep_supervise"], may_be_ignored=True)
+        if "valid" not in stages:  # with a validation there is a best checkpoint at least
+            _check_iterations(training, checked)
         # PyMIC's own inferer is there only where it validates, ours is made in any case
         parse_inference(config, "valid", mistakes, axes=axes, stock_too="valid" in stages)
     else:
@@ -214,7 +215,7 @@ def _with_folders(dataset: Section, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written(name: str, dataset: Section) -> str:
-    return dataset.written_name(next(key for key in SAMPLE_KEYS if key.name == name))
+    return dataset.written_name(BY_NAME[name])
 
 
 def _check_sample_transforms(
@@ -277,7 +278,7 @@ def _check_scan_lists(
 
 
 def _check_transforms_of_stage(dataset: Section, stage: str) -> None:
-    key = Key(f"{stage}_transform", SAMPLE_KEYS[2].kind, f"the transforms of the images to {stage}; None for none")
+    key = Key(f"{stage}_transform", names(), f"the transforms of the images to {stage}; None for none")
     if key.name not in dataset.values:
         dataset.missing(key.name, key.meaning)
     _check_transforms(dataset, key.name, dataset.read_key(key) or ())
@@ -286,16 +287,16 @@ def _check_transforms_of_stage(dataset: Section, stage: str) -> None:
 def _check_labelled_files(dataset: Section, stage: str) -> None:
     """The csv and the files of one stage, where PyMIC's own reader finds them."""
     root_key = f"{stage}_dir" if f"{stage}_dir" in dataset or "train_dir" not in dataset else "train_dir"
-    folder, file = DATASET_KEYS[1].kind, DATASET_KEYS[2].kind
-    root = dataset.read_key(Key(root_key, folder, "the folder of the images", required=True))
+    root = dataset.read_key(Key(root_key, path("a folder"), "the folder of the images", required=True))
     if root is not None and not Path(root).is_dir():
         dataset.mistakes.append(f"[dataset] {root_key} = {root}: there is no such folder")
     # a test without csv takes every image of its folder
-    csv = dataset.read_key(Key(f"{stage}_csv", file, "the list of the images and labels", required=stage != "test"))
+    listed = Key(f"{stage}_csv", path("a csv file"), "the list of the images and labels", required=stage != "test")
+    csv = dataset.read_key(listed)
     table = None if csv is None else read_table(Path(csv), dataset.mistakes)
     if table is None:
         return
-    modalities = dataset.read_key(next(key for key in DATASET_KEYS if key.name == "modal_num"))
+    modalities = dataset.read_key(BY_NAME["modal_num"])
     columns = list(table.columns[:modalities])
     label = dataset.get(f"{stage}_label_key", "label")
     is_h5 = bool(len(table)) and str(table.iloc[0, 0]).endswith(".h5")

@@ -91,6 +91,8 @@ NETWORK_KEYS = (
     Key("in_chns", whole(1), "channels of its input; by default modal_num"),
 )
 
+BY_NAME = {key.name: key for key in (*SAMPLE_KEYS, *DATASET_KEYS, *TRAINING_KEYS, *NETWORK_KEYS)}
+
 
 def key_tables(name: str) -> dict[str, tuple[Key, ...]]:
     """The keys of a method or a network of ours, or ``inference``, by what they are for.

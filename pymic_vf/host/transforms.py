@@ -10,7 +10,7 @@ import numpy as np
 from pymic.transform.abstract_transform import AbstractTransform
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.host.config_keys import SAMPLE_KEYS
+from pymic_vf.host.config_keys import BY_NAME
 from pymic_vf.keys import Section
 from pymic_vf.methods.volume_fusion import VolumeFusion
 
@@ -37,7 +37,7 @@ class VolumeFusionTransform(AbstractTransform):
         super().__init__(params)
         mistakes: list[str] = []
         dataset = Section(params, "dataset", mistakes)
-        values = dataset.read((*VolumeFusion.keys, SAMPLE_KEYS[0]))
+        values = dataset.read((*VolumeFusion.keys, BY_NAME["crop_size"]))
         VolumeFusion.check(values, values["crop_size"], dataset)
         if mistakes:
             raise ConfigError(mistakes)
