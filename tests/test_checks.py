@@ -195,7 +195,7 @@ def test_methods_of_pymic_are_not_ours_to_check(scans: Path, tmp_path: Path, met
             "must be one of stock, fast (did you mean fast?), got 'fats'",
         ),
         ({"training": {"weight_decay": None}}, "weight_decay is missing"),
-        ({"training": {"iter_max": 3, "iter_valid": 2}}, "iter_max must be a multiple of iter_valid = 2, or PyMIC does"),
+        ({"training": {"iter_max": 3, "iter_valid": 2}}, "iter_max must be a multiple of iter_valid = 2"),
         # one mistake, though training, validation and test read these keys
         ({"testing": {"tta_mode": 3}}, "[testing] tta_mode must be a whole number of at least 0 and at most 2, got 3"),
         ({"testing": {"sliding_window_stride": [8, 0, 16]}}, "sliding_window_stride must be a list of 3 whole numbers"),
