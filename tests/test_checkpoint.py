@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -62,6 +63,27 @@ def test_missing_cut_off_and_wrong_files_are_named(tmp_path: Path):
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(UserError, match="this file holds a list"):
         checkpoint.load(tmp_path / "list.pt")
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    torch.save({"model_state_dict": {"w": torch.ones(1000)}}, path)
+    content = bytearray(path.read_bytes())
+    middle = content.index(torch.ones(50).numpy().tobytes()) + 20
+    content[middle] ^= 4
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)["model_state_dict"]["w"], torch.ones(1000))  # which torch does not notice
+    with pytest.raises(UserError, match=r"a\.pt: damaged, the checksum of .* in it is wrong; not loaded"):
+        checkpoint.load(path)
+
+
+def test_names_from_data_parallel(tmp_path: Path, caplog):
+    torch.save({"model_state_dict": {"module.w": torch.ones(2), "module.b": torch.zeros(1)}}, tmp_path / "a.pt")
+    with caplog.at_level(logging.INFO):
+        assert list(checkpoint.load(tmp_path / "a.pt")["model_state_dict"]) == ["w", "b"]
+    assert "begin with 'module.', which is left out" in caplog.text
+    torch.save({"model_state_dict": {"module.w": torch.ones(2), "b": torch.zeros(1)}}, tmp_path / "b.pt")
+    assert list(checkpoint.load(tmp_path / "b.pt")["model_state_dict"]) == ["module.w", "b"]
 
 
 class KillsItsPickler:

@@ -6,9 +6,11 @@ A checkpoint is a dict of ``iteration``, ``model_state_dict``, ``optimizer_state
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,8 @@ import torch
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
 
-LATEST = "latest"
+log = logging.getLogger(__name__)
+LATEST, PARALLEL = "latest", "module."
 CONTENT = {
     "model_state_dict": "the network's weights",
     "optimizer_state_dict": "which resuming (ckpt_init_mode = 1) needs",
@@ -69,6 +72,7 @@ def load(path: str | os.PathLike, map_location: Any = None, **_options: Any) -> 
         UserError: there is no such file, or it holds no checkpoint, or code.
     """
     found = find_checkpoint(path)
+    _check_archive(found)
     try:
         content = torch.load(found, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -81,7 +85,31 @@ def load(path: str | os.PathLike, map_location: Any = None, **_options: Any) -> 
         raise UserError(f"{found}: a checkpoint is a dict of weights, this file holds a {type(content).__name__}")
     if "model_state_dict" not in content and content and all(isinstance(v, torch.Tensor) for v in content.values()):
         content = {"model_state_dict": content}
-    return Checkpoint(content, found)
+    return Checkpoint(_without_prefix(content, found), found)
+
+
+def _check_archive(path: Path) -> None:
+    """torch reads an archive without comparing its checksums: a flipped bit would become a weight.
+
+    Raises:
+        UserError: the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError):  # not an archive, or cut off: torch says what it is
+        return
+    if damaged:
+        raise UserError(f"{path}: damaged, the checksum of {damaged} in it is wrong; not loaded")
+
+
+def _without_prefix(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The checkpoint without the "module." that DataParallel puts before each name of a state dict."""
+    weights = content.get("model_state_dict")
+    if not isinstance(weights, Mapping) or not weights or not all(str(n).startswith(PARALLEL) for n in weights):
+        return content
+    log.info("%s: the names of its weights begin with %r, which is left out", path, PARALLEL)
+    return {**content, "model_state_dict": {name.removeprefix(PARALLEL): w for name, w in weights.items()}}
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path:
