@@ -221,17 +221,20 @@ class Section:
         return key.former
 
 
-def misspelt(section: Section, keys: Sequence[Key], others: Sequence[str] = ()) -> None:
-    """Note the keys of a section that look like one of `keys` and are none: they would be ignored.
+def misspelt(section: Section, keys: Sequence[Key], others: Sequence[str] = (), prefixes: tuple[str, ...] = ()) -> None:
+    """Note the keys of a section that look like one of `keys`, or begin as ours do, but are none and would be ignored.
 
     Args:
         section: of the config.
         keys: those that it may have.
         others: keys that somebody else reads, in lower case.
+        prefixes: what a key that is ours begins with, in lower case.
     """
     known = {name.lower(): name for key in keys for name in (key.name, key.former) if name}
     for name in section.values:
-        if name not in known and name not in others and difflib.get_close_matches(name, known, 1, NEAR):
+        if name in known or name in others:
+            continue
+        if name.startswith(prefixes) or difflib.get_close_matches(name, known, 1, NEAR):
             closest = did_you_mean(name, known.values())
             section.mistakes.append(
                 f"[{section.name}] {name}: there is no such key{closest}; it would be ignored, "

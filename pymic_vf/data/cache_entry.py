@@ -1,13 +1,13 @@
 """A cache entry: one volume in one file, from which a box is read without the rest.
 
 The file is a Blosc2 array (``.b2nd``, which other tools open too), the extremes of its channels, and a trailer. Blosc2
-has no checksum: of 60 damaged files it noticed 13. So the file's time of change is set to one that the trailer has, and
-whatever writes to the file later changes it. A look at size and time before each read tells that all is as it was
-written; where they differ, as after a copy, or where Blosc2 fails, the trailer's checksum decides.
+has no checksum, so the file's time of change is set to one that the trailer has, and whatever writes to the file later
+changes it. If size and time are the same before a read, all is as it was written; where they differ, as after a copy,
+or where Blosc2 fails, the trailer's checksum decides.
 
-LZ4 with bit shuffle reads fastest: 2.2 times a memory map, 0.83 to 0.94 of the bytes of a ``.nii.gz``. Scans with much
-air that is exactly the same value get Zstandard with byte shuffle (4 times, 0.94). Blocks of 16x16x32 voxels fit a
-processor's first cache. The file is not mapped: that is no faster, and a mapped file that is cut off kills the process.
+LZ4 with bit shuffle reads fastest. Where that takes more than the scan's own files, as for much air of exactly the same
+value, it is Zstandard with byte shuffle. Blocks of 16x16x32 voxels fit a processor's first cache. The file is not
+mapped: a mapped file that is cut off kills the process.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The numbers are those of the config or, where it has none, those that PyMIC take
 and standard deviation, or percentiles. Once they are known, a crop can be transformed without its volume.
 
 The arithmetic is PyMIC's, in its order, in float32 and in place: the same bits. PyMIC's own objects would take the
-numbers from the crop, and need 6.9 ms for a window on 64x128x128 voxels, where this needs 0.5 ms.
+numbers from the crop, and make masks and copies of it.
 """
 
 from __future__ import annotations

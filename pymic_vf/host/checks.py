@@ -149,7 +149,7 @@ def check_supervised(config: Config, stage: str) -> None:
         _check_labelled_files(dataset, each)
     if is_ours:
         _check_pct_net(network)
-        read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
+    read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
         dataset.read([BY_NAME[f"{each}_batch_size"] for each in stages])
         checked = _check_training(training, "valid" in stages, SEGMENTATION)
@@ -191,9 +191,10 @@ def _check_unread_keys(config: Config, method: type[Method], mistakes: list[str]
     method, which one config for several methods may have."""
     dataset = Section(config["dataset"], "dataset", mistakes)
     ours = (*SAMPLE_KEYS, *method.keys)
-    misspelt(dataset, ours, others=("patch_size",))
-    unread = {key.name for name in METHODS for key in method_class(name).keys} - {key.name for key in ours}
-    if unread := sorted(name for name in unread if name in dataset):
+    of_others = {key.name for name in METHODS for key in method_class(name).keys} - {key.name for key in ours}
+    others = ("patch_size", *(name.lower() for name in of_others))
+    misspelt(dataset, ours, others, prefixes=tuple(f"{name.lower()}_" for name in METHODS))
+    if unread := sorted(name for name in of_others if name in dataset):
         log.info("[dataset] %s: of another method than %s, not read", ", ".join(unread), method.title)
     for section, values in config.items():
         for name in (name for key in ours for name in (key.name, key.former) if name.lower() in values):
@@ -209,7 +210,7 @@ def _with_folders(dataset: Section, values: dict[str, Any]) -> dict[str, Any]:
     except RuntimeError:
         folder = None
         dataset.wrong(_written("cache_dir", dataset), "must not begin with ~ and the name of a user that there is not")
-    if values["cache_max_gib"] is not None and not ("cache_dir" in dataset or "VF_cache_dir" in dataset):
+    if values["cache_max_gib"] is not None and _written("cache_dir", dataset) not in dataset:
         dataset.wrong(_written("cache_max_gib", dataset), "needs cache_dir")
     return {**values, "cache_dir": folder}
 
