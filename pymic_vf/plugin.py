@@ -55,18 +55,18 @@ class Registration:
 
 @dataclass(frozen=True)
 class Repair:
-    """One function of :mod:`pymic_vf.host.compat` that mends one gap of one PyMIC module."""
+    """One function that mends one gap of one PyMIC module, or offers there what is opt-in."""
 
     module: str
     attribute: str
-    function: str
+    function: str  # of :mod:`pymic_vf.host.compat`, or "module:function" of the room that it belongs to
 
     def is_ready(self, host: ModuleType) -> bool:
         """Whether the module has what is to be mended."""
         return hasattr(host, self.attribute)
 
     def apply(self, host: ModuleType) -> None:
-        getattr(importlib.import_module("pymic_vf.host.compat"), self.function)(host)
+        _load(self.function if ":" in self.function else f"pymic_vf.host.compat:{self.function}")(host)
 
 
 REGISTRATIONS = (
