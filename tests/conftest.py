@@ -19,8 +19,13 @@ torch.set_num_threads(1)  # each worker of the tests has one core
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the tests that take many minutes, such as many kills")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     lacking = {
+        "long": None if config.getoption("--long") else "LONG: this test runs with --long",
         "cuda": None if torch.cuda.is_available() else "NO CUDA DEVICE: this test did not run",
         "real_data": None if REAL_DATA.is_dir() else "NO REAL SCANS in ../shared/data: this test did not run",
     }
