@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pymic_vf.errors import UserError
@@ -27,13 +28,29 @@ CONTENT = {
     "iteration": "which resuming (ckpt_init_mode = 1) needs",
 }
 
+RULES = {
+    "optimizer_state_dict": (Mapping, "a dict"),
+    "iteration": (int, "a whole number"),
+    "valid_pred": ((int, float, np.floating), "a number"),
+}
+
 
 class Checkpoint(dict):
-    """A loaded checkpoint that says in words which entry it lacks."""
+    """A loaded checkpoint that says in words which entry it lacks, or has of another type."""
 
     def __init__(self, content: Mapping[str, Any], path: Path) -> None:
         super().__init__(content)
         self.path = path
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if name in RULES and not isinstance(value, RULES[name][0]):
+            raise UserError(f"{self.path}: its {name!r} must be {RULES[name][1]}, it is a {type(value).__name__}")
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict, of the right type."""
+        return self[name] if name in self else default  # noqa: SIM401 (which would be this method)
 
     def __missing__(self, name: str) -> None:
         raise UserError(f"{self.path}: this checkpoint has no {name!r} ({CONTENT.get(name, 'unknown to PyMIC')})")
@@ -129,10 +146,13 @@ def read_note(path: Path) -> str:
     Raises:
         UserError: it is no such file.
     """
-    if path.exists() and not path.is_file():
+    if not path.is_file():
         raise UserError(f"{path}: must be a file that names an iteration")
-    with path.open("rb") as file:
-        text = file.read(LONGEST_NOTE).strip()
+    try:
+        with path.open("rb") as file:
+            text = file.read(LONGEST_NOTE).strip()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not re.fullmatch(rb"[\w.-]+", text):
         raise UserError(f"{path}: must name the iteration of a checkpoint, got {text.decode(errors='replace')!r}")
     return text.decode()

@@ -213,6 +213,7 @@ def explain_missing_checkpoint(host: ModuleType) -> None:
 
     @functools.wraps(stock)
     def get_checkpoint_name(agent: Any) -> Any:
+        _check_checkpoint_of_test(agent.config)
         try:
             return stock(agent)
         except FileNotFoundError as error:
@@ -223,6 +224,27 @@ def explain_missing_checkpoint(host: ModuleType) -> None:
             ) from error
 
     host.NetRunAgent.get_checkpoint_name = get_checkpoint_name
+
+
+def _check_checkpoint_of_test(config: dict[str, dict[str, Any]]) -> None:
+    """What PyMIC's choice of a checkpoint to test with takes for granted.
+
+    Raises:
+        UserError: a key is missing or of another kind, or the file that names an iteration is none.
+    """
+    testing, training = config["testing"], config.get("training", {})
+    mode, name = testing.get("ckpt_mode"), testing.get("ckpt_name")
+    if mode is None:
+        raise UserError("[testing] ckpt_mode is missing: 0 the latest, 1 the best, 2 a file, 3 a list of files")
+    if mode == 3 and not (isinstance(name, (list, tuple)) and name and all(isinstance(each, str) for each in name)):
+        raise UserError(f"[testing] ckpt_name must be a list of files where ckpt_mode = 3, got {name!r}")
+    if mode not in (0, 1, 3) and not isinstance(name, str):
+        raise UserError(f"[testing] ckpt_name must be the name of a file where ckpt_mode = {mode!r}, got {name!r}")
+    if mode in (0, 1) and isinstance(folder := training.get("ckpt_dir"), str):
+        prefix = training.get("ckpt_prefix") or folder.split("/")[-1]
+        note = Path(folder) / f"{prefix}_{'best' if mode else 'latest'}.txt"
+        if os.path.lexists(note):
+            checkpoint.read_note(note)
 
 
 def check_configs_of_our_network(host: ModuleType) -> None:

@@ -76,6 +76,42 @@ def _channels(value: Any) -> int | None:
     return value if isinstance(value, int) else None  # PyMIC's networks of several outputs have lists
 
 
+def explain_unfitting_weights(host: ModuleType) -> None:
+    """A test whose checkpoint is another network's ends in torch's traceback with every name: say what does not fit."""
+    agent_class = getattr(host, "ClassificationAgent", None) or host.SegmentationAgent
+    stock: Callable = agent_class.infer
+
+    @functools.wraps(stock)
+    def infer(agent: Any) -> Any:
+        load = agent.net.load_state_dict
+        agent.net.load_state_dict = functools.partial(_load_all, agent, load)
+        try:
+            return stock(agent)
+        finally:
+            del agent.net.load_state_dict  # that of this object, which hid the class's
+
+    agent_class.infer = infer
+
+
+def _load_all(agent: Any, load: Callable, weights: Mapping[str, Tensor], *args: Any, **options: Any) -> Any:
+    own = agent.net.state_dict()
+    mixed = [name for name in weights if name in own and weights[name].shape == own[name].shape
+             and not fits(weights[name], own[name])]  # fmt: skip
+    try:
+        if not mixed:
+            return load(weights, *args, **options)
+    except RuntimeError as error:
+        cause = error
+    else:
+        cause = None
+    network = agent.config["network"]
+    _weights, report = select_weights(agent.net, weights, {**network, INFLATION_KEY.name: None})
+    table = report.table(
+        f"the checkpoint to test with is not of this {type(agent.net).__name__}; [network] must be as in its training:"
+    )
+    raise UserError(table) from cause
+
+
 def _tell(report: WeightReport, net: nn.Module, training: Mapping[str, Any]) -> None:
     title = f"Weights of {training.get('ckpt_init_name')} for {type(net).__name__}"
     level = logging.INFO if not (report.mis_shaped or report.missing) else logging.WARNING

@@ -53,7 +53,7 @@ def with_weights(content: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
 
 def describe(content: Mapping[Any, Any]) -> str:
     """The entries of a dict and their types, the first few of them."""
-    entries = [f"{str(name)[:40]} ({type(value).__name__})" for name, value in list(content.items())[: 2 * FEW]]
+    entries = [f"{repr(name)[:40]} ({type(value).__name__})" for name, value in list(content.items())[: 2 * FEW]]
     more = f" and {len(content) - len(entries)} more" if len(content) > len(entries) else ""
     return (", ".join(entries) or "nothing") + more
 
@@ -66,8 +66,8 @@ def check_weights(weights: Mapping[Any, Any], path: Path) -> None:
     """
     announced = 0
     for name, weight in weights.items():
-        if not isinstance(name, str):
-            raise UserError(f"{path}: the names of weights are text, {str(name)[:40]} is a {type(name).__name__}")
+        if not (isinstance(name, str) and name.isprintable()):
+            raise UserError(f"{path}: the names of weights are text, got {repr(name)[:40]} ({type(name).__name__})")
         if name.endswith(EXTRA_STATE):
             continue
         if not isinstance(weight, Tensor):
