@@ -57,7 +57,7 @@ def test_pretraining_reports_and_saves(out: Path, pretrained):
     assert not list((out / "pretrain").glob(".incomplete*"))
 
 
-def test_finetuning_reports_what_it_loaded(finetuned):
+def test_finetuning_reports_what_it_loaded(out: Path, finetuned):
     text = finetuned.stdout
     rows = {row: int(n) for row, n in re.findall(r"^  (loaded|mis-shaped|missing|unused) +(\d+)$", text, re.M)}
     # class_num 5 and 2: the four output convolutions, each with weight and bias

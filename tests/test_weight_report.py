@@ -56,7 +56,9 @@ def test_the_table_is_short_and_the_file_is_not(tmp_path: Path):
     lines = report.table("Weights").splitlines()
     assert len(lines) == MOST_LINES
     assert lines[5] == "  inflated: w, repeated for more channels and divided"
-    assert lines[-1] == "  and 42 more groups" and lines[-2] == "  unused: part7.block.* (2 weights)"
+    assert lines[-1] == "  unused: 42 more groups" and lines[-2] == "  unused: part7.block.* (2 weights)"
+    both = WeightReport([], [], [Misfit(f"n{n}.a.b") for n in range(9)], unused).table("Weights").splitlines()
+    assert len(both) == MOST_LINES and both[9:11] == ["  missing: 5 more groups", "  unused: part0.block.* (2 weights)"]
     path = report.write(tmp_path / "new", "Weights")
     assert path.name == FILE and [file.name for file in path.parent.iterdir()] == [FILE]
     assert path.read_text().count("part") == 100

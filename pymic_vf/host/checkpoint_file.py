@@ -30,7 +30,7 @@ OTHER_FILES = {
     b"7z\xbc\xaf": "a 7z archive: unpack it first",
     b"\x89HDF": "an HDF5 file, and not of PyTorch",
     b"\x93NUMPY": "an array of numpy, and not of PyTorch",
-    b"\x89PNG": "a picture",
+    **{bytes([0x80, protocol]): "a pickle of Python, which can be code; not loaded" for protocol in (3, 4, 5)},
     b"<": "a text such as a web page: was the download an error page?",
     b"version https://git-lfs": "a pointer of git lfs: fetch the file itself",
 }
@@ -76,17 +76,17 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = [entry.filename for entry in entries]
+            if any(name.endswith(TORCH_SCRIPT) for name in names):
+                raise UserError(
+                    f"{path}: this file contains code (a TorchScript program); not loaded. Its weights can be: "
+                    "torch.save(model.state_dict(), FILE), where you trust it"
+                )
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise UserError(f"{path}: a compressed archive, which torch.save never writes; not loaded")
             if (announced := sum(entry.file_size for entry in entries)) > size:
                 raise UserError(f"{path}: announces {announced} bytes and has {size}; not loaded")
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: has two entries of the same name; not loaded")
-            if any(name.endswith(TORCH_SCRIPT) for name in names):
-                raise UserError(
-                    f"{path}: this file contains code (a TorchScript program); not loaded. Its weights can be: "
-                    "torch.save(model.state_dict(), FILE), where you trust it"
-                )
             if not any(name.endswith("/data.pkl") for name in names):
                 raise UserError(f"{path}: a zip archive, but not of torch.save: it has no data.pkl")
             damaged = archive.testzip()

@@ -46,11 +46,13 @@ class WeightReport:
         lines += [f"  {name:<11}{len(misfits):>5}" for name, misfits in self.rows.items()]
         if self.inflated:
             lines.append(f"  inflated: {_some(self.inflated)}, repeated for more channels and divided")
-        groups = [f"  {name}: {group}" for name, misfits in self.rows.items() for group in _groups(misfits)]
-        room = MOST_LINES - len(lines)
-        if len(groups) > room:
-            groups = [*groups[: room - 1], f"  and {len(groups) - room + 1} more groups"]
-        return "\n".join(lines + groups)
+        groups = {name: _groups(misfits) for name, misfits in self.rows.items()}
+        for name, room in _shares(groups, MOST_LINES - len(lines)).items():
+            shown = groups[name] if room == len(groups[name]) else groups[name][: room - 1]
+            lines += [f"  {name}: {group}" for group in shown]
+            if left := len(groups[name]) - len(shown):
+                lines.append(f"  {name}: {left} more groups")
+        return "\n".join(lines)
 
     def full_text(self, title: str) -> str:
         """Every name, a line each."""
@@ -107,7 +109,7 @@ def compare_weights(
             mis_shaped.append(
                 Misfit(name, reason, f"{_kind(given[name], own)} in the file, {_kind(own, given[name])} in the network")
             )
-    missing = [Misfit(name, explain(name) or "") for name in wanted if name not in given]
+    missing = [Misfit(name) for name in wanted if name not in given]
     unused = [Misfit(name, explain(name) or "") for name in given if name not in wanted]
     return WeightReport(loaded, mis_shaped, missing, unused)
 
@@ -149,6 +151,14 @@ def _groups(misfits: list[Misfit]) -> list[str]:
         why = reason or (members[0].detail if alone else "")
         lines.append(f"{what}{': ' if why else ''}{why}")
     return lines
+
+
+def _shares(groups: Mapping[str, list[str]], lines: int) -> dict[str, int]:
+    """How many of `lines` the groups of each row may take: the longest rows give way."""
+    shares = {name: len(each) for name, each in groups.items()}
+    while sum(shares.values()) > lines:
+        shares[max(shares, key=shares.__getitem__)] -= 1
+    return shares
 
 
 def _some(names: list[str]) -> str:
