@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", _prepare, "fill cache_dir before a pretraining; can be stopped and started again")
     prepare.add_argument("cfg", type=Path, help="a config for pretraining")
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    inspect = command("inspect", _inspect, "what is in a file of weights and what made it; export it to give it away")
+    inspect.add_argument("checkpoint", type=Path, help="of PyMIC, a bare state dict, or safetensors; or FOLDER/latest")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.add_argument(
+        "--export", type=Path, metavar="FILE.safetensors", help="write weights, and FILE.md about them"
+    )
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
     keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
     keys.add_argument("--markdown", action="store_true", help="as the tables of the documentation")
@@ -182,6 +188,21 @@ def _prepare(options: argparse.Namespace) -> None:
     print(report)
     if report.too_many:
         raise UserError("too many scans cannot be used, see above")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    import json
+
+    from pymic_vf.host.inspection import as_text, inspect_file
+    from pymic_vf.host.model_card import export
+
+    if options.json:
+        logging.getLogger().setLevel(logging.WARNING)  # its output is read by programs
+    report, checkpoint = inspect_file(options.checkpoint)
+    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    if options.export:
+        card = export(report, checkpoint["model_state_dict"], options.export)
+        print(f"weights are in {options.export}, their card is {card}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -94,11 +94,17 @@ REPAIRS = (
     *(Repair(*agent, "use_available_device") for agent in AGENTS),
     *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
+    Repair("pymic.util.model_operate", "get_average_model", "load_weights_alone"),
+    Repair("pymic.net.transformer.swinunet", "SwinUNet", "load_weights_alone"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "allow_no_validation_of_reconstructions"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
+    Repair(
+        "pymic.net_run.agent_abstract", "NetRunAgent", "pymic_vf.host.resumed_optimizer:explain_unfitting_optimizer"
+    ),
+    *(Repair(*agent, "pymic_vf.host.initial_weights:report_loaded_weights") for agent in (AGENTS[0], AGENTS[2])),
+    *(Repair(*agent, "pymic_vf.host.initial_weights:explain_unfitting_weights") for agent in (AGENTS[0], AGENTS[2])),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "run_networks_as_asked"),

@@ -19,6 +19,7 @@ from pymic.transform.trans_dict import TransformDict
 
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
+from pymic_vf.host.channel_inflation import INFLATION_KEY
 from pymic_vf.host.config_keys import (
     BY_NAME,
     DATASET_KEYS,
@@ -149,6 +150,7 @@ def check_supervised(config: Config, stage: str) -> None:
         _check_labelled_files(dataset, each)
     if is_ours:
         _check_pct_net(network)
+    network.read_key(INFLATION_KEY)
     read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
         dataset.read([BY_NAME[f"{each}_batch_size"] for each in stages])

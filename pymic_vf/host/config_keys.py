@@ -6,6 +6,7 @@ execution.py, and the windows of the inference in inference_settings.py.
 
 from __future__ import annotations
 
+from pymic_vf.host.channel_inflation import INFLATION_KEY
 from pymic_vf.host.execution import EXECUTION_KEYS
 from pymic_vf.host.inference_settings import INFERENCE_KEYS
 from pymic_vf.keys import Key, anything, either, flag, list_of, name_of, names, number, one_of, path, whole
@@ -89,6 +90,7 @@ NETWORK_KEYS = (
     Key("net_type", anything(), "such as PCTNet", required=True),
     Key("class_num", whole(1), "channels of the network's output", required=True),
     Key("in_chns", whole(1), "channels of its input; by default modal_num"),
+    INFLATION_KEY,
 )
 
 BY_NAME = {key.name: key for key in (*SAMPLE_KEYS, *DATASET_KEYS, *TRAINING_KEYS, *NETWORK_KEYS)}
@@ -103,7 +105,11 @@ def key_tables(name: str) -> dict[str, tuple[Key, ...]]:
     if name == "inference":
         return {"[testing] of the inference": INFERENCE_KEYS}
     if name == "PCTNet":
-        return {"[network] of PCTNet": PCT_NET_KEYS, "[network] of how it is run": EXECUTION_KEYS}
+        return {
+            "[network] of PCTNet": PCT_NET_KEYS,
+            "[network] of how it is run": EXECUTION_KEYS,
+            "[network] of what it starts from": (INFLATION_KEY,),
+        }
     return {
         f"[dataset] of {name}": method_class(name).keys,
         "[dataset] of every method": SAMPLE_KEYS,

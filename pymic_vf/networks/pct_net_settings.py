@@ -57,8 +57,8 @@ PCT_NET_KEYS = (
     Key("multiscale_pred", flag(), "four outputs while training, for `deep_supervise = True`", False),
     Key("update_mode", one_of(0, 1), "1: only the prediction head learns", 0),
 )
-# Keys of [network] that others read: PyMIC, and those of pymic_vf.host.execution.
-READ_BY_OTHERS = ("net_type", "infer_mode", "precision", "compile", "activation_checkpointing")
+# Keys of [network] that others read: PyMIC, and those of pymic_vf.host's execution and channel_inflation.
+READ_BY_OTHERS = ("net_type", "infer_mode", "precision", "compile", "activation_checkpointing", "in_chns_inflate")
 
 
 @dataclass(frozen=True)
