@@ -22,7 +22,9 @@ def locate(file: Path) -> Stored:
     fields, end = _header(file)
     binary, compressed = _flag(fields, "BinaryData", True), _flag(fields, "CompressedData", False)
     msb = _flag(fields, "BinaryDataByteOrderMSB", False) or _flag(fields, "ElementByteOrderMSB", False)
-    start = _number(fields, "HeaderSize", 0)
+    start, axes = _number(fields, "HeaderSize", 0), _number(fields, "NDims", 0)
+    if axes not in (2, 3, 4):  # SimpleITK takes memory for as many as there are said to be
+        raise DamagedScanError(f"NDims = {axes} in its header: a volume has 3 axes, or 4 with channels")
     name = fields["ElementDataFile"]
     if name.upper() == "LOCAL":
         if start > 0:

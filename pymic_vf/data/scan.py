@@ -93,16 +93,26 @@ def _read_file(file: Path) -> Scan:
         return scan
     except DamagedScanError as error:
         raise _unusable(file, str(error)) from error
-    except (RuntimeError, KeyError, UnicodeError, *LIBRARY_ERRORS) as error:  # of SimpleITK, HDF5 and the codecs
+    except (
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        *LIBRARY_ERRORS,
+    ) as error:  # of SimpleITK, HDF5 and the codecs
         raise _unusable(file, f"cannot be read ({_reason(error)})") from error
 
 
 def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> Scan:
     """A scan whose geometry is SimpleITK's to tell, and whose voxels are read and compared with the header here."""
+    try:
+        name = str(file).encode().decode()
+    except UnicodeError:  # SimpleITK ends the process at once
+        raise DamagedScanError("cannot be read (its name is not UTF-8)") from None
     stored = locate(file)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(image_io)  # or it takes any format for any name
-    reader.SetFileName(str(file))
+    reader.SetFileName(name)
     reader.ReadImageInformation()
     _check_geometry(reader)
     channels = reader.GetNumberOfComponents()
@@ -180,5 +190,7 @@ def _check_finite(voxels: np.ndarray) -> None:
 
 def _reason(error: Exception) -> str:
     """The last, most telling line of a library's message, without the addresses of its objects."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -118,7 +118,7 @@ def stored_bytes(stored: Stored, count: int) -> np.ndarray:
     voxels = np.empty(count, np.uint8)
     with stored.file.open("rb") as file:
         file.seek(start)
-        content = {"gzip": gzip.open, "zlib": _Inflated}.get(stored.codec, io.BufferedReader)(file)
+        content = _decoded(file, stored.codec, length)
         _read_into(content, np.empty(stored.skip, np.uint8))
         filled = _read_into(content, voxels)
         if filled < count:
@@ -146,6 +146,12 @@ def free_memory() -> int | None:
         return None
 
 
+def _decoded(file: IO[bytes], codec: str, length: int) -> IO[bytes]:
+    if codec == "zlib":
+        return _Inflated(file, length)
+    return gzip.open(file) if codec == "gzip" else file
+
+
 def _read_into(content: IO[bytes], array: np.ndarray) -> int:
     """Fill an array of bytes, as far as the content goes; how many bytes that are."""
     view, filled = memoryview(array), 0
@@ -164,17 +170,20 @@ def _require_end(content: IO[bytes], count: int) -> None:
 
 
 class _Inflated(io.RawIOBase):
-    """A zlib or gzip stream, read like a file."""
+    """The next `length` bytes of a file, a zlib or gzip stream, read like a file."""
 
-    def __init__(self, content: IO[bytes]) -> None:
-        self._content, self._inflate = content, zlib.decompressobj(wbits=47)
+    def __init__(self, content: IO[bytes], length: int) -> None:
+        self._content, self._left, self._inflate = content, length, zlib.decompressobj(wbits=47)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
         while not self._inflate.eof:
-            block = self._inflate.unconsumed_tail or self._content.read(BLOCK)
+            block = self._inflate.unconsumed_tail
+            if not block:
+                block = self._content.read(min(BLOCK, self._left))
+                self._left -= len(block)
             found = self._inflate.decompress(block, len(buffer))
             if found:
                 buffer[: len(found)] = found
