@@ -108,6 +108,10 @@ REPAIRS = (
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "run_networks_as_asked"),
+    Repair(
+        "pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.training_steps:save_and_load_what_resuming_needs"
+    ),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.training_steps:watch_supervised_training"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "explain_lack_of_memory"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "explain_lack_of_memory"),
     Repair("pymic.util.parse_config", "parse_value_from_string", "parse_every_float"),

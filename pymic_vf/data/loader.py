@@ -35,6 +35,12 @@ class SampleNumbers(Sampler):
         numbers = itertools.count(self.start) if self.count is None else range(self.start, self.start + self.count)
         return (number for number in numbers if (number - self.start) // size % processes == process)
 
+    def of_batch(self, index: int) -> list[int]:
+        """The numbers of this process's batch `index`, counted from the first."""
+        process, processes, size = self.share
+        first = self.start + (index * processes + process) * size
+        return list(range(first, first + size))
+
 
 class SampleLoader:
     """Batches as PyMIC's agents expect them: a dict of tensors [B, C, D, H, W].
@@ -77,6 +83,10 @@ class SampleLoader:
             if bad := batch.pop("bad_scans", None):
                 self.samples.bad_scans.report(bad)
             yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+
+    def names_of_batch(self, index: int) -> list[str]:
+        """What the samples of batch `index` are made of, a text each."""
+        return [f"sample {number}: {self.samples.describe(number)}" for number in self.numbers.of_batch(index)]
 
     def _complete(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.classes is not None and "label" in batch:

@@ -50,8 +50,19 @@ SEED_AND_FOLDER = (
     Key("random_seed", whole(0, LARGEST_SEED), "initial weights and samples follow from it", 1, none_is_absent=False),
     Key("ckpt_dir", path("a folder"), "the folder for checkpoints and logs", required=True),
 )
+# of how a run is interrupted and continued, for our methods and networks; with one of the first three for any
+RUN_KEYS = (
+    Key("resume", one_of("auto", "never"), "auto: go on from the newest checkpoint in ckpt_dir that fits, or start: "
+        "the same job can be submitted again and again", "never"),
+    Key("checkpoint_minutes", number(0), "minutes between two checkpoints, whatever iter_save says; by default 30 "
+        "with resume = auto, and none without"),
+    Key("max_bad_steps", whole(1), "iterations in a row whose loss or gradient is not finite that end the run; "
+        "such steps are left out and listed in `bad_steps.csv`", 10),
+    Key("overwrite", flag(), "a new run may replace the checkpoints of another one in ckpt_dir", False),
+)  # fmt: skip
 TRAINING_KEYS = (
     *SEED_AND_FOLDER,
+    *RUN_KEYS,
     Key("gpus", list_of(whole(0)), "the CUDA devices, such as [0]", required=True),
     Key("optimizer", name_of("Adam", "SGD", "RMSprop", "Adadelta", "Adagrad", "Adamax", "ASGD", "LBFGS", "Rprop",
         "SparseAdam"), "such as Adam", required=True),
