@@ -18,8 +18,9 @@ from typing import Any
 from pymic_vf._version import __version__
 from pymic_vf.errors import UserError
 from pymic_vf.methods import METHODS
+from pymic_vf.networks import NETWORKS
 
-KEY_TABLES = (*METHODS, "PCTNet", "inference")
+KEY_TABLES = (*METHODS, *NETWORKS, "inference")
 INTERRUPTED = 130  # the shell's exit status of a command that Ctrl-C ended
 
 

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from pymic_vf.methods import METHODS
+from pymic_vf.networks import NETWORKS
 
 log = logging.getLogger(__name__)
 VERBOSE = "PYMIC_VF_VERBOSE"  # an environment variable: what PyMIC's commands print is left as it is
@@ -72,7 +73,10 @@ class Repair:
 
 
 REGISTRATIONS = (
-    Registration("pymic.net.net_dict_seg", "SegNetDict", "PCTNet", "pymic_vf.networks.pct_net:PCTNet"),
+    *(
+        Registration("pymic.net.net_dict_seg", "SegNetDict", name, network.implementation)
+        for name, network in NETWORKS.items()
+    ),
     Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.host.transforms:VolumeFusionTransform"),
     *(
         Registration(
@@ -114,6 +118,7 @@ REPAIRS = (
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.training_steps:watch_supervised_training"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "explain_lack_of_memory"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "explain_lack_of_memory"),
+    Repair("pymic.net.transformer.unetr", "UNETR", "build_unetr_with_todays_monai"),
     Repair("pymic.util.parse_config", "parse_value_from_string", "parse_every_float"),
     # the commands are half made when torch, which they import, calls us
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),

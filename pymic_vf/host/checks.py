@@ -34,11 +34,11 @@ from pymic_vf.host.inference_settings import parse_inference
 from pymic_vf.keys import Key, Section, misspelt, names, path
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method
-from pymic_vf.networks.pct_net_settings import parse_network_settings
+from pymic_vf.networks import Network, network_of
 from pymic_vf.sizes import Size
 
 log = logging.getLogger(__name__)
-IMAGE_AXES = 3  # of PCTNet's images
+IMAGE_AXES = 3  # of the images of our networks
 ONE_HOT = "LabelToProbability"
 Config = Mapping[str, Mapping[str, Any]]
 
@@ -124,7 +124,7 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     _check_iterations(training, checked)
     if "early_stop_patience" in training and "valid_csv" not in dataset:
         training.wrong("early_stop_patience", "needs [dataset] valid_csv: without it PyMIC stops after that long")
-    parse_inference(config, "valid", mistakes, axes=IMAGE_AXES if network.get("net_type") == "PCTNet" else None)
+    parse_inference(config, "valid", mistakes, axes=IMAGE_AXES if network_of(network.values) else None)
     if mistakes:
         raise ConfigError(mistakes)
     return plan
@@ -142,14 +142,14 @@ def check_supervised(config: Config, stage: str) -> None:
     """
     mistakes: list[str] = []
     dataset, network, training = _sections(config, mistakes)
-    is_ours = network.get("net_type") == "PCTNet"
-    axes = IMAGE_AXES if is_ours else None
+    ours = network_of(network.values)
+    axes = IMAGE_AXES if ours else None
     stages = ["test"] if stage == "test" else ["train"] + ["valid"] * ("valid_csv" in dataset)
     for each in stages:
         _check_transforms_of_stage(dataset, each)
         _check_labelled_files(dataset, each)
-    if is_ours:
-        _check_pct_net(network)
+    if ours:
+        _check_settings(network, ours)
     network.read_key(INFLATION_KEY)
     read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
@@ -175,8 +175,8 @@ def check_network(config: Config) -> None:
     Raises:
         ConfigError: with every mistake found.
     """
-    if config.get("network", {}).get("net_type") == "PCTNet":
-        parse_network_settings(config["network"])
+    if ours := network_of(config.get("network", {})):
+        ours.parse(config["network"])
 
 
 def make_transform(name: str, dataset: Mapping[str, Any]) -> Any:
@@ -324,13 +324,13 @@ def _check_network(network: Section, method: Method, modalities: int) -> None:
         network.wrong("class_num", f"must be {len(outputs)} for {method.title} ({', '.join(outputs)})")
     if in_chns < modalities:
         network.wrong("in_chns", f"must be at least [dataset] modal_num = {modalities}")
-    if net_type == "PCTNet":
-        _check_pct_net(network)
+    if ours := network_of(network.values):
+        _check_settings(network, ours)
 
 
-def _check_pct_net(network: Section) -> None:
+def _check_settings(network: Section, ours: Network) -> None:
     try:
-        parse_network_settings(network.values)
+        ours.parse(network.values)
     except ConfigError as error:
         network.mistakes.extend(m for m in error.mistakes if m not in network.mistakes)
 
@@ -368,10 +368,11 @@ def _check_reconstruction(training: Section, method: Method) -> None:
 
 
 def _check_deep_supervision(network: Section, is_deep: bool, may_be_ignored: bool) -> None:
-    """Deep supervision needs PCT-Net's four outputs. Without it three of them learn nothing, and several processes
-    would decay their weights where one does not."""
+    """Deep supervision needs the several outputs of our networks. Without it all but one learn nothing, and several
+    processes would decay their weights where one does not."""
     is_multiscale = network.get("multiscale_pred") is True
-    if network.get("net_type") == "PCTNet" and is_deep != is_multiscale and not (may_be_ignored and is_multiscale):
+    is_ours = network_of(network.values) is not None
+    if is_ours and is_deep != is_multiscale and not (may_be_ignored and is_multiscale):
         network.wrong("multiscale_pred", f"must be {is_deep} where [training] deep_supervise = {is_deep}")
 
 

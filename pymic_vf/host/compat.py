@@ -10,6 +10,7 @@ import builtins
 import configparser
 import contextlib
 import functools
+import inspect
 import io
 import logging
 import os
@@ -274,9 +275,10 @@ def check_configs_of_our_network(host: ModuleType) -> None:
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
         from pymic_vf.host.checks import check_supervised, is_supervised  # needs PyMIC's registries, complete by now
+        from pymic_vf.networks import network_of
 
         own_data = agent.train_set is not None or agent.test_set is not None
-        is_ours = agent.config.get("network", {}).get("net_type") == "PCTNet"
+        is_ours = network_of(agent.config.get("network", {})) is not None
         if is_ours and not own_data and (agent.stage == "test" or is_supervised(agent.config)):
             check_supervised(agent.config, agent.stage)
         stock(agent)
@@ -320,6 +322,19 @@ def run_networks_as_asked(host: ModuleType) -> None:
         configure_execution(agent.net, **values)
 
     host.SegmentationAgent.create_network = create_network
+
+
+def build_unetr_with_todays_monai(host: ModuleType) -> None:
+    """PyMIC's UNETR gives MONAI's ViT the argument ``pos_embed``, whose name has been ``proj_type`` since MONAI 1.4."""
+    stock: Callable = host.ViT
+    if "pos_embed" in inspect.signature(stock).parameters:
+        return
+
+    @functools.wraps(stock, updated=())
+    def vit(*args: Any, pos_embed: str, **options: Any) -> torch.nn.Module:
+        return stock(*args, proj_type=pos_embed, **options)
+
+    host.ViT = vit
 
 
 def explain_lack_of_memory(host: ModuleType) -> None:

@@ -1,7 +1,7 @@
 """The keys of PyMIC's sections that a run of ours reads, PyMIC's own among them, a row each.
 
-The keys of a method are in its file in methods/, those of PCT-Net in networks/settings.py, how a network is run in
-execution.py, and the windows of the inference in inference_settings.py.
+The keys of a method are in its file in methods/, those of a network of ours in the file of its settings in
+networks/, how a network is run in execution.py, and the windows of the inference in inference_settings.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pymic_vf.host.execution import EXECUTION_KEYS
 from pymic_vf.host.inference_settings import INFERENCE_KEYS
 from pymic_vf.keys import Key, anything, either, flag, list_of, name_of, names, number, one_of, path, whole
 from pymic_vf.methods import method_class
-from pymic_vf.networks.pct_net_settings import PCT_NET_KEYS
+from pymic_vf.networks import NETWORKS
 
 LARGEST_SEED = 2**32 - 1  # that numpy takes
 
@@ -111,13 +111,13 @@ def key_tables(name: str) -> dict[str, tuple[Key, ...]]:
     """The keys of a method or a network of ours, or ``inference``, by what they are for.
 
     Args:
-        name: a method's, ``PCTNet`` or ``inference``.
+        name: a method's, a network's or ``inference``.
     """
     if name == "inference":
         return {"[testing] of the inference": INFERENCE_KEYS}
-    if name == "PCTNet":
+    if name in NETWORKS:
         return {
-            "[network] of PCTNet": PCT_NET_KEYS,
+            f"[network] of {name}": NETWORKS[name].keys,
             "[network] of how it is run": EXECUTION_KEYS,
             "[network] of what it starts from": (INFLATION_KEY,),
         }
