@@ -97,6 +97,7 @@ REPAIRS = (
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "allow_no_validation_of_reconstructions"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.cached_finetuning:offer_cached_finetuning"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "run_networks_as_asked"),

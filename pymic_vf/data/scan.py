@@ -65,6 +65,21 @@ def read_scan(files: Sequence[Path], channels: int | None = None) -> Scan:
     return Scan(voxels, parts[0].spacing, parts[0].origin, parts[0].direction)
 
 
+def read_size(file: Path) -> tuple[int, ...]:
+    """(D, H, W) of a file that SimpleITK reads, by its header.
+
+    Raises:
+        UnusableScanError: the header cannot be read.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnusableScanError(f"{file}: cannot be read ({_reason(error)})") from error
+    return tuple(reader.GetSize()[2::-1])
+
+
 def _read_file(file: Path) -> Scan:
     if not file.name.lower().endswith(SUFFIXES):
         raise UnusableScanError(f"{file}: not a volume that can be read ({', '.join(SUFFIXES)})")

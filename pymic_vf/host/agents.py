@@ -120,7 +120,7 @@ class Pretraining(SegmentationAgent):
         """Before any work: can the scans be used, and samples be made of them? Returns the bad scans of each set."""
         check_before_training(list(sets.values()), self.plan.dataset["num_worker"])
         for stage, samples in sets.items():
-            _try_first_sample(samples, f"{stage}_transform")
+            try_first_sample(samples, f"{stage}_transform")
         valid = sets.get("valid")
         log.info(
             "%s of %d scans, %s; crops %s; outputs %s",
@@ -272,7 +272,7 @@ def _counted(stream: Iterator, line: tqdm) -> Iterator:
         line.update()  # when the next batch is asked for, that is after the iteration
 
 
-def _try_first_sample(samples: Samples, key: str) -> None:
+def try_first_sample(samples: Samples, key: str) -> None:
     """Make the first sample here: what fails for every sample shall not fail in a worker's traceback."""
     try:
         samples[0]
