@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
     check = command("check", _check, "find what is wrong with a config and its data, without training")
     check.add_argument("cfg", type=Path, help="any PyMIC config of a network or method of this package")
-    prepare = command("prepare", _prepare, "fill cache_dir before a pretraining; can be stopped and started again")
-    prepare.add_argument("cfg", type=Path, help="a config for pretraining")
+    prepare = command("prepare", _prepare, "fill cache_dir before a training; can be stopped and started again")
+    prepare.add_argument("cfg", type=Path, help="a config for pretraining, or a supervised one")
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     inspect = command("inspect", _inspect, "what is in a file of weights and what made it; export it to give it away")
     inspect.add_argument("checkpoint", type=Path, help="of PyMIC, a bare state dict, or safetensors; or FOLDER/latest")
@@ -181,11 +181,18 @@ def _check(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from pymic_vf.data.prepare import prepare
-    from pymic_vf.host.agents import pretraining_agent
+    from pymic_vf.host.agents import SegmentationAgent, pretraining_agent
+    from pymic_vf.host.cached_sets import cached_sets, is_asked
+    from pymic_vf.host.checks import is_supervised
 
-    agent = pretraining_agent(read_pretraining(options.cfg))
-    stages = ("train", "valid") if agent.plan.valid_scans is not None else ("train",)
-    report = prepare([agent.get_stage_dataset_from_config(stage) for stage in stages], options.jobs)
+    config = read_config(options.cfg)
+    if is_supervised(config) and is_asked(config):
+        sets = list(cached_sets(SegmentationAgent(config, "train")).values())
+    else:
+        agent = pretraining_agent(read_pretraining(options.cfg))
+        stages = ("train", "valid") if agent.plan.valid_scans is not None else ("train",)
+        sets = [agent.get_stage_dataset_from_config(stage) for stage in stages]
+    report = prepare(sets, options.jobs)
     print(report)
     if report.too_many:
         raise UserError("too many scans cannot be used, see above")

@@ -109,6 +109,7 @@ REPAIRS = (
     ),
     *(Repair(*agent, "pymic_vf.host.initial_weights:report_loaded_weights") for agent in (AGENTS[0], AGENTS[2])),
     *(Repair(*agent, "pymic_vf.host.initial_weights:explain_unfitting_weights") for agent in (AGENTS[0], AGENTS[2])),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.cached_finetuning:offer_cached_finetuning"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "run_networks_as_asked"),

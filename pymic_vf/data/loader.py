@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pymic_vf.data.samples import Samples
-from pymic_vf.data.workers import set_up_worker
+from pymic_vf.data.workers import killed_workers_explained, set_up_worker
 from pymic_vf.errors import UserError
 
 Batch = dict[str, Any]
@@ -77,12 +77,13 @@ class SampleLoader:
         )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
-            if bad := batch.pop("bad_scans", None):
-                self.samples.bad_scans.report(bad)
-            yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+        with killed_workers_explained():
+            for batch in self._loader:
+                if isinstance(batch, UserError):
+                    raise batch
+                if bad := batch.pop("bad_scans", None):
+                    self.samples.bad_scans.report(bad)
+                yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
 
     def names_of_batch(self, index: int) -> list[str]:
         """What the samples of batch `index` are made of, a text each."""

@@ -128,7 +128,7 @@ class Samples(Dataset):
         others are any.
         """
         epoch, turn = divmod(number, len(self.reader))
-        chosen = [int(_order(len(self.reader), self.seed, self.stream, epoch)[turn])]
+        chosen = [int(order_of_epoch(len(self.reader), self.seed, self.stream, epoch)[turn])]
         while len(chosen) < self.method.scans_per_sample:
             other = int(rng.integers(len(self.reader) - len(chosen)))
             for taken in sorted(chosen):
@@ -217,5 +217,6 @@ def _new_generator() -> np.random.Generator:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(scans: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+def order_of_epoch(scans: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    """The scans in the order of an epoch, a permutation of their indices."""
     return np.random.default_rng((ORDER, stream, seed, epoch)).permutation(scans)

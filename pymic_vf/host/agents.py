@@ -120,7 +120,7 @@ class Pretraining(SegmentationAgent):
         """Before any work: can the scans be used, and samples be made of them? Returns the bad scans of each set."""
         check_before_training(list(sets.values()), self.plan.dataset["num_worker"])
         for stage, samples in sets.items():
-            _try_first_sample(samples, f"{stage}_transform")
+            try_first_sample(samples, f"{stage}_transform")
         valid = sets.get("valid")
         log.info(
             "%s of %d scans, %s; crops %s; outputs %s",
@@ -261,7 +261,7 @@ def _mean(scalars: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
 
 
-def _try_first_sample(samples: Samples, key: str) -> None:
+def try_first_sample(samples: Samples, key: str) -> None:
     """Make the first sample here: what fails for every sample shall not fail in a worker's traceback."""
     try:
         samples[0]

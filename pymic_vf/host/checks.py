@@ -153,6 +153,9 @@ def check_supervised(config: Config, stage: str) -> None:
     network.read_key(INFLATION_KEY)
     read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
+        from pymic_vf.host.cached_sets import cache_mistakes  # which has checks from here
+
+        mistakes.extend(cache_mistakes(config))
         dataset.read([BY_NAME[f"{each}_batch_size"] for each in stages])
         checked = _check_training(training, "valid" in stages, SEGMENTATION)
         _check_deep_supervision(network, checked["deep_supervise"], may_be_ignored=True)
