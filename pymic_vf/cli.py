@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", _prepare, "fill cache_dir before a pretraining; can be stopped and started again")
     prepare.add_argument("cfg", type=Path, help="a config for pretraining")
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    compare = command("compare", _compare, "does pretraining help on your data: a grid of runs, and a report")
+    compare.add_argument("cfg", type=Path, help="a config of the comparison, see docs/comparing.md")
+    compare.add_argument("--jobs", type=int, default=1, help="runs at once, the cores shared (default: %(default)s)")
+    compare.add_argument("--gpus", type=int, nargs="+", default=(), help="CUDA devices that the runs take in turn")
+    compare.add_argument("--dry-run", action="store_true", help="list the runs and check them, start none")
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
     keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
     keys.add_argument("--markdown", action="store_true", help="as the tables of the README")
@@ -182,6 +187,14 @@ def _prepare(options: argparse.Namespace) -> None:
     print(report)
     if report.too_many:
         raise UserError("too many scans cannot be used, see above")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pymic_vf.compare.command import compare
+
+    if options.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    compare(options.cfg, options.jobs, options.gpus, options.dry_run)
 
 
 def _keys(options: argparse.Namespace) -> None:
