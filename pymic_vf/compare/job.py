@@ -239,5 +239,14 @@ def machine() -> dict[str, Any]:
     """Where a run was done."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {"host": socket.gethostname(), "device": device, "cores": os.cpu_count()}
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
