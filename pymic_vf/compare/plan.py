@@ -46,7 +46,7 @@ class Run:
         rows: the lines of its own train.csv; None where the config's is used.
         pretraining: the run from whose weights it starts; None for none.
         evaluation: the config of pymic_eval_seg; empty for a pretraining.
-        pairs: the label file and the segmentation of each test scan.
+        pairs: the label file, the segmentation and the image of each test scan; pymic_eval_seg reads the first two.
     """
 
     name: str
@@ -195,7 +195,7 @@ def _evaluation(settings: Settings, run: Run, folder: Path) -> tuple[ConfigText,
     # PyMIC names a segmentation after its image, without the folders or with _ for /
     keeps_folders = value_of(run.config, "testing", "ignore_dir", "True").lower() == "false"
     image = [str(name).replace("/", "_") if keeps_folders else str(name).split("/")[-1] for name in table.iloc[:, 0]]
-    pairs = pd.DataFrame({"ground_truth": table[label], "segmentation": image})
+    pairs = pd.DataFrame({"ground_truth": table[label], "segmentation": image, "image": table.iloc[:, 0]})
     if pairs["segmentation"].duplicated().any():
         twice = sorted(pairs["segmentation"][pairs["segmentation"].duplicated()].unique())
         raise ConfigError([f"{where}: test scans whose segmentations would have one name: {', '.join(twice[:5])}"])
