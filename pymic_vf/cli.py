@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--export", type=Path, metavar="FILE.safetensors", help="write weights, and FILE.md about them"
     )
+    compare = command("compare", _compare, "does pretraining help on your data: a grid of runs, and a report")
+    compare.add_argument("cfg", type=Path, help="a config of the comparison, see docs/comparing.md")
+    compare.add_argument("--jobs", type=int, default=1, help="runs at once, the cores shared (default: %(default)s)")
+    compare.add_argument("--gpus", type=int, nargs="+", default=(), help="CUDA devices that the runs take in turn")
+    compare.add_argument("--dry-run", action="store_true", help="list the runs and check them, start none")
+    compare.add_argument("--report", action="store_true", help="only write the report of the runs that are done")
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
     keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
     keys.add_argument("--markdown", action="store_true", help="as the tables of the documentation")
@@ -211,6 +217,14 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.export:
         card = export(report, checkpoint["model_state_dict"], options.export)
         print(f"weights are in {options.export}, their card is {card}", file=sys.stderr if options.json else sys.stdout)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pymic_vf.compare.command import compare
+
+    if options.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    compare(options.cfg, options.jobs, options.gpus, options.dry_run, options.report)
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -1,0 +1,66 @@
+"""``pymic_vf compare``: plan, check, run, report."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pymic_vf.compare.checks import check_runs
+from pymic_vf.compare.plan import FINETUNING, Run, make_runs
+from pymic_vf.compare.pool import Pool
+from pymic_vf.compare.progress import duration, is_done, time_left
+from pymic_vf.compare.report import write_report
+from pymic_vf.compare.settings import Settings, read_settings
+from pymic_vf.errors import UserError
+
+
+def compare(
+    cfg: Path, jobs: int = 1, gpus: Sequence[int] = (), dry_run: bool = False, report_only: bool = False
+) -> None:
+    """Do the comparison that a config describes, as far as it is not done yet.
+
+    Args:
+        cfg: a compare.cfg.
+        jobs: runs at once.
+        gpus: CUDA devices that they take in turn.
+        dry_run: only list the runs, check them and tell the time left.
+        report_only: only write the report of the runs that are done.
+
+    Raises:
+        ConfigError: the mistakes of the config and of those that it names; no run has begun.
+        UserError: runs that failed.
+    """
+    settings = read_settings(cfg)
+    runs = make_runs(settings)
+    if report_only:
+        print(f"the report is {write_report(settings, runs)}")
+        return
+    check_runs(runs)
+    if dry_run:
+        print(overview(settings, runs, jobs))
+        return
+    settings.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    failed = Pool(runs, settings.out, jobs, gpus, settings.keep_checkpoints).run_all()
+    if any(run.kind == FINETUNING and is_done(run, settings.out) for run in runs):
+        print(f"the report is {write_report(settings, runs)}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed; started again, the command repeats these alone:\n"
+            + "\n".join(f"{name}: {reason}" for name, reason in failed.items())
+        )
+
+
+def overview(settings: Settings, runs: Sequence[Run], jobs: int) -> str:
+    """The runs, which of them are done, and how long the others may take."""
+    lines = [f"{'done' if is_done(run, settings.out) else 'to do':>6}  {run.name}" for run in runs]
+    left = time_left(runs, settings.out, {}, jobs)
+    about = "not known before a run of each kind has ended" if left is None else f"about {duration(left)}"
+    return "\n".join([*lines, f"nothing wrong found; time left with {jobs} at once: {about}"])
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    """SIGTERM ends the command as Ctrl-C does: its jobs first."""
+    raise KeyboardInterrupt

@@ -1,0 +1,161 @@
+"""The runs of a comparison on this machine, so many at once, until all are done or cannot be."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from pymic_vf.compare.config_text import value_of
+from pymic_vf.compare.job import DONE, ELSEWHERE, LOG, MODEL, PRELOAD, main_of_process
+from pymic_vf.compare.plan import FINETUNING, PRETRAINING, Run, write_run
+from pymic_vf.compare.progress import LiveLine, duration, is_done, iteration, time_left
+
+TICK = 2  # seconds between two looks at the logs
+GRACE = 60  # seconds that a stopped run has to write its checkpoint
+TAIL = 12  # lines of a failed run's log that are shown
+
+
+@dataclass
+class _Job:
+    run: Run
+    process: BaseProcess
+    began: float
+    slot: int
+
+
+class Pool:
+    """Runs jobs in processes of their own.
+
+    Args:
+        runs: all runs, those that others start from first.
+        out: the comparison's folder.
+        jobs: how many at once.
+        gpus: CUDA devices that the jobs take in turn; empty: each takes what its config names.
+        keep_checkpoints: False: what no run needs any more goes.
+    """
+
+    def __init__(self, runs: Sequence[Run], out: Path, jobs: int, gpus: Sequence[int], keep_checkpoints: bool) -> None:
+        self.runs, self.out, self.jobs, self.gpus = runs, out, jobs, gpus
+        self.keep_checkpoints = keep_checkpoints
+        self.failed: dict[str, str] = {}  # the reason by the run's name
+        self.line = LiveLine()
+        self._running: list[_Job] = []
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        # read when torch is imported, which the server below does once for all jobs
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(PRELOAD))
+
+    def run_all(self) -> dict[str, str]:
+        """Do every run that is not done; the reasons of those that failed, by name."""
+        waiting = [run for run in self.runs if not is_done(run, self.out)]
+        done = len(self.runs) - len(waiting)
+        self.line.say(f"{len(self.runs)} runs, {done} of them done already, {self.jobs} at once")
+        try:
+            while waiting or self._running:
+                self._start_what_can(waiting)
+                self._show()
+                wait([job.process.sentinel for job in self._running], TICK)
+                for job in [job for job in self._running if not job.process.is_alive()]:
+                    self._ended(job)
+        finally:
+            self._stop()
+        return self.failed
+
+    def _start_what_can(self, waiting: list[Run]) -> None:
+        for run in list(waiting):
+            source = run.pretraining
+            if source is not None and source.name in self.failed:
+                waiting.remove(run)
+                self._fail(run, f"its pretraining {source.name} failed")
+            elif len(self._running) < self.jobs and (source is None or is_done(source, self.out)):
+                waiting.remove(run)
+                self._running.append(self._start(run))
+
+    def _start(self, run: Run) -> _Job:
+        folder = write_run(run, self.out)
+        slot = min(set(range(self.jobs)) - {job.slot for job in self._running})
+        environment = {"CUDA_VISIBLE_DEVICES": str(self.gpus[slot % len(self.gpus)])} if self.gpus else {}
+        process = self._context.Process(target=main_of_process, args=(str(folder.absolute()), environment))
+        process.start()
+        self.line.say(f"{run.name} begins")
+        return _Job(run, process, time.monotonic(), slot)
+
+    def _ended(self, job: _Job) -> None:
+        job.process.join()
+        self._running.remove(job)
+        status, seconds = job.process.exitcode, time.monotonic() - job.began
+        if status == DONE and is_done(job.run, self.out):
+            self.line.say(f"{job.run.name} is done ({duration(seconds)}); {self._state()}")
+            if not self.keep_checkpoints:
+                self._remove_checkpoints(job.run)
+        elif status == ELSEWHERE:
+            self._fail(job.run, "another pymic_vf compare is at it")
+        else:
+            self._fail(job.run, f"ended with status {status}; the end of {self.out / job.run.name / LOG}:\n"
+                       + _tail(self.out / job.run.name / LOG))  # fmt: skip
+
+    def _fail(self, run: Run, reason: str) -> None:
+        self.failed[run.name] = reason
+        self.line.say(f"{run.name} failed: {reason.splitlines()[0]}")
+
+    def _remove_checkpoints(self, run: Run) -> None:
+        """Those of a fine-tuning that is done, and of a pretraining from which no run will start any more."""
+        gone = [run] if run.kind == FINETUNING else []
+        for source in (each for each in self.runs if each.kind == PRETRAINING and is_done(each, self.out)):
+            if all(is_done(each, self.out) for each in self.runs if each.pretraining is source):
+                gone.append(source)
+        for each in gone:
+            for checkpoint in (self.out / each.name / MODEL).glob("*.pt"):
+                checkpoint.unlink()
+
+    def _state(self) -> str:
+        done = sum(is_done(run, self.out) for run in self.runs)
+        left = time_left(self._possible(), self.out, self._seconds(), self.jobs)
+        about = "time left not known yet" if left is None else f"about {duration(left)} left"
+        return f"{done} of {len(self.runs)} done, {about}"
+
+    def _possible(self) -> list[Run]:
+        lost = set(self.failed)
+        return [r for r in self.runs if r.name not in lost and not (r.pretraining and r.pretraining.name in lost)]
+
+    def _seconds(self) -> dict[str, float]:
+        return {job.run.name: time.monotonic() - job.began for job in self._running}
+
+    def _show(self) -> None:
+        if self.line.is_terminal:
+            at = []
+            for job in self._running:
+                last = value_of(job.run.config, "training", "iter_max")
+                at.append(f"{job.run.name} {iteration(self.out / job.run.name)}/{last}")
+            self.line.show(f"{self._state()}; running: {', '.join(at)}"[: os.get_terminal_size().columns - 1])
+
+    def _stop(self) -> None:
+        """End the jobs that are still there, with their commands: they go on from their checkpoints another time."""
+        for job in self._running:
+            _signal(job.process, signal.SIGTERM)
+        end = time.monotonic() + GRACE
+        for job in self._running:
+            job.process.join(max(0.0, end - time.monotonic()))
+            _signal(job.process, signal.SIGKILL)
+
+
+def _signal(process: BaseProcess, number: int) -> None:
+    """To the job's whole process group, its commands and their workers."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _tail(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
+    except OSError:
+        return "(there is no log)"
