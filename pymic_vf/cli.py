@@ -19,7 +19,7 @@ from pymic_vf._version import __version__
 from pymic_vf.errors import UserError
 from pymic_vf.methods import METHODS
 
-KEY_TABLES = (*METHODS, "PCTNet", "inference")
+KEY_TABLES = (*METHODS, "PCTNet", "inference", "PyMIC")
 INTERRUPTED = 130  # the shell's exit status of a command that Ctrl-C ended
 
 
