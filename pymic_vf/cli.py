@@ -20,7 +20,7 @@ from pymic_vf.errors import UserError
 from pymic_vf.methods import METHODS
 from pymic_vf.networks import NETWORKS
 
-KEY_TABLES = (*METHODS, *NETWORKS, "inference")
+KEY_TABLES = (*METHODS, *NETWORKS, "inference", "PyMIC")
 INTERRUPTED = 130  # the shell's exit status of a command that Ctrl-C ended
 
 

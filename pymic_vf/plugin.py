@@ -127,6 +127,9 @@ REPAIRS = (
     Repair("pymic.net_run.train", "wrtie_config", "let_rank_zero_log"),
     Repair("pymic.net_run.train", "parse_config", "print_config_once"),
     Repair("pymic.net_run.predict", "parse_config", "print_config_once"),
+    Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.config_file:read_configs_plainly"),
+    Repair("pymic.net_run.train", "wrtie_config", "pymic_vf.host.commands:check_before_training"),
+    Repair("pymic.net_run.predict", "wrtie_config", "pymic_vf.host.commands:check_before_testing"),
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")

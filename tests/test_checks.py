@@ -47,7 +47,7 @@ PRETRAINING_MISTAKES = [
         {"dataset": {"volume_transform": ["Rescal"]}},
         "volume_transform: there is no transform Rescal (did you mean Rescale?)",
     ),
-    ({"dataset": {"volume_transform": ["Rescale"]}}, "rescale_output_size is missing: the transform Rescale needs it"),
+    ({"dataset": {"volume_transform": ["Rescale"]}}, "Rescale_output_size is missing: the transform Rescale needs it"),
     ({"dataset": {"train_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
     ({"dataset": {"train_dir": "gone"}}, "train_dir = gone: there is no such folder"),
     ({"dataset": {"train_batch_size": None}}, "train_batch_size is missing"),
@@ -188,7 +188,7 @@ def test_methods_of_pymic_are_not_ours_to_check(scans: Path, tmp_path: Path, met
     ("change", "message"),
     [
         ({"dataset": {"train_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
-        ({"dataset": {"train_transform": ["RandomFlip"]}}, "randomflip_flip_depth is missing"),
+        ({"dataset": {"train_transform": ["Rescale", "LabelToProbability"]}}, "Rescale_output_size is missing"),
         ({"dataset": {"valid_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
         ({"network": {"resolution_mode": 3}}, "resolution_mode"),
         (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import configparser
 import contextlib
+import errno
 import functools
 import inspect
 import io
@@ -197,6 +198,8 @@ def print_config_once(host: ModuleType) -> None:
 
 
 # PyMIC's commands read sections, keys and names of methods before any agent is there to check them
+UNUSABLE_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG)
 COMMANDS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.util.parse_config")
 
 
@@ -206,6 +209,11 @@ def _message_for_users(error: BaseException, trace: TracebackType | None) -> str
         return str(error)
     if isinstance(error, configparser.Error):
         return f"the config file cannot be parsed: {error}"
+    if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, UNUSABLE_FILES) or error.errno in NO_ROOM:
+            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, KeyError) and str(error.args[0]).startswith("File not found: "):  # PyMIC's reader of images
+        return str(error.args[0])
     frames = traceback.extract_tb(trace)
     if not frames or frames[-1].filename not in [getattr(sys.modules.get(name), "__file__", "") for name in COMMANDS]:
         return None
@@ -280,7 +288,7 @@ def check_configs_of_our_network(host: ModuleType) -> None:
         own_data = agent.train_set is not None or agent.test_set is not None
         is_ours = network_of(agent.config.get("network", {})) is not None
         if is_ours and not own_data and (agent.stage == "test" or is_supervised(agent.config)):
-            check_supervised(agent.config, agent.stage)
+            check_supervised(agent.config, agent.stage, is_next=True)
         stock(agent)
 
     host.SegmentationAgent.create_dataset = create_dataset

@@ -22,11 +22,13 @@ class Network:
         implementation: "module:class", which imports torch.
         settings: "module:function", which checks [network] and raises ConfigError with every mistake.
         key_rows: "module:name" of its keys.
+        outputs: how many it has with `multiscale_pred`.
     """
 
     implementation: str
     settings: str
     key_rows: str
+    outputs: int
 
     @property
     def parse(self) -> Callable[[Mapping[str, Any]], Any]:
@@ -44,11 +46,13 @@ NETWORKS = {
         "pymic_vf.networks.pct_net:PCTNet",
         "pymic_vf.networks.pct_net_settings:parse_network_settings",
         "pymic_vf.networks.pct_net_settings:PCT_NET_KEYS",
+        outputs=4,
     ),
     "nnFormer": Network(
         "pymic_vf.networks.nnformer:NNFormer",
         "pymic_vf.networks.nnformer_settings:parse_nnformer_settings",
         "pymic_vf.networks.nnformer_settings:NNFORMER_KEYS",
+        outputs=3,
     ),
 }
 
