@@ -12,13 +12,15 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from pymic_vf.errors import UserError
+from pymic_vf.host.pickle_cost import is_too_costly
 
+LEGACY_PICKLES = 5  # a magic number, a version, the machine, the content, the keys of the storages
 ARCHIVE, TORCH_SCRIPT = b"PK\x03\x04", "/constants.pkl"
 METADATA, CHECKSUM = "safetensors_metadata", "weights_sha256"
 # what else people have: how it begins, and what to say
@@ -62,6 +64,8 @@ def read_file(path: Path, map_location: Any = None) -> Mapping[Any, Any]:
         raise UserError(f"{path}: a tar archive, as unpacked or saved before PyTorch 0.1.10; not loaded")
     if start.startswith(ARCHIVE):
         _check_archive(path)
+    else:
+        _check_legacy(path)
     return _read_torch(path, map_location)
 
 
@@ -90,12 +94,37 @@ def _check_archive(path: Path) -> None:
             if not any(name.endswith("/data.pkl") for name in names):
                 raise UserError(f"{path}: a zip archive, but not of torch.save: it has no data.pkl")
             damaged = archive.testzip()
+            if not damaged:
+                for name in (name for name in names if name.endswith(".pkl")):
+                    with archive.open(name) as file:
+                        _check_cost(path, file)
     except UserError:
         raise
     except Exception as error:  # a hostile archive makes zipfile raise whatever it likes
         raise UserError(f"{path}: not a checkpoint that can be loaded, damaged or cut off ({_said(error)})") from error
     if damaged:
         raise UserError(f"{path}: damaged, the checksum of {damaged} in it is wrong; not loaded")
+
+
+def _check_legacy(path: Path) -> None:
+    """The pickles at the start of a file of torch before 1.6.
+
+    Raises:
+        UserError: they are none, or take too long.
+    """
+    try:
+        with path.open("rb") as file:
+            for _ in range(LEGACY_PICKLES):
+                _check_cost(path, file)
+    except UserError:
+        raise
+    except (ValueError, IndexError, KeyError):  # no pickle from here on: torch, which comes as far, says what it is
+        return
+
+
+def _check_cost(path: Path, file: IO[bytes]) -> None:
+    if is_too_costly(file):
+        raise UserError(f"{path}: its tuples are nested so that reading them would take for ever; not loaded")
 
 
 def _read_torch(path: Path, map_location: Any) -> Mapping[Any, Any]:

@@ -83,8 +83,8 @@ def explain_unfitting_weights(host: ModuleType) -> None:
 
     @functools.wraps(stock)
     def infer(agent: Any) -> Any:
-        load = agent.net.load_state_dict
-        agent.net.load_state_dict = functools.partial(_load_all, agent, load)
+        agent.get_checkpoint_name()  # which says what is wrong with the choice of a checkpoint
+        agent.net.load_state_dict = functools.partial(_load_all, agent.net, agent.net.load_state_dict)
         try:
             return stock(agent)
         finally:
@@ -93,23 +93,21 @@ def explain_unfitting_weights(host: ModuleType) -> None:
     agent_class.infer = infer
 
 
-def _load_all(agent: Any, load: Callable, weights: Mapping[str, Tensor], *args: Any, **options: Any) -> Any:
-    own = agent.net.state_dict()
-    mixed = [name for name in weights if name in own and weights[name].shape == own[name].shape
-             and not fits(weights[name], own[name])]  # fmt: skip
-    try:
-        if not mixed:
+def _load_all(net: nn.Module, load: Callable, weights: Mapping[str, Tensor], *args: Any, **options: Any) -> Any:
+    """`load_state_dict` of a network; where it is none of its checkpoint, a table of why.
+
+    Raises:
+        UserError: weights of other names, shapes or of whole numbers.
+    """
+    _fitting, report = select_weights(net, weights, {})
+    cause = None
+    if not report.mis_shaped:
+        try:
             return load(weights, *args, **options)
-    except RuntimeError as error:
-        cause = error
-    else:
-        cause = None
-    network = agent.config["network"]
-    _weights, report = select_weights(agent.net, weights, {**network, INFLATION_KEY.name: None})
-    table = report.table(
-        f"the checkpoint to test with is not of this {type(agent.net).__name__}; [network] must be as in its training:"
-    )
-    raise UserError(table) from cause
+        except RuntimeError as error:
+            cause = error
+    title = f"the checkpoint to test with is not of this {type(net).__name__}; [network] must be as in its training:"
+    raise UserError(report.table(title)) from cause
 
 
 def _tell(report: WeightReport, net: nn.Module, training: Mapping[str, Any]) -> None:

@@ -105,10 +105,9 @@ def compare_weights(
         if fits(given[name], own):
             loaded.append(name)
         else:
-            reason = _shape_reason(given[name], own, class_num, in_chns) or explain(name) or ""
-            mis_shaped.append(
-                Misfit(name, reason, f"{_kind(given[name], own)} in the file, {_kind(own, given[name])} in the network")
-            )
+            reason = _reason(given[name], own, class_num, in_chns) or explain(name) or ""
+            shapes = f"{tuple(given[name].shape)} in the file, {tuple(own.shape)} in the network"
+            mis_shaped.append(Misfit(name, reason, shapes))
     missing = [Misfit(name) for name in wanted if name not in given]
     unused = [Misfit(name, explain(name) or "") for name in given if name not in wanted]
     return WeightReport(loaded, mis_shaped, missing, unused)
@@ -120,14 +119,13 @@ def fits(given: Tensor, wanted: Tensor) -> bool:
     return given.shape == wanted.shape and is_same_kind
 
 
-def _kind(one: Tensor, other: Tensor) -> str:
-    kind = (
-        "" if one.is_floating_point() == other.is_floating_point() else f" of {str(one.dtype).removeprefix('torch.')}"
-    )
-    return f"{tuple(one.shape)}{kind}"
+def _kind(weight: Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")
 
 
-def _shape_reason(given: Tensor, own: Tensor, class_num: int | None, in_chns: int | None) -> str:
+def _reason(given: Tensor, own: Tensor, class_num: int | None, in_chns: int | None) -> str:
+    if given.shape == own.shape:
+        return f"{_kind(given)} in the file, {_kind(own)} in the network"
     if given.dim() == own.dim() > 0 and given.shape[1:] == own.shape[1:] and own.shape[0] == class_num:
         return f"class_num is {given.shape[0]} in the file and {class_num} here, new heads start from random weights"
     if can_be_inflated(given, own, in_chns):

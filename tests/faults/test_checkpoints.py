@@ -173,6 +173,24 @@ def legacy_of_terabytes() -> bytes:
     return saved(good(), _use_new_zipfile_serialization=False).replace(b"K\x0cN", b"\x8a\x06" + b"\0\0\0\0\0\1" + b"N")
 
 
+def nested_tuples(depth: int) -> bytes:
+    """A dict whose key is a tuple of twice a tuple of twice ..."""
+    inner = b"".join(b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(1, depth))
+    return b"\x80\x02}K\0K\0\x86q\x01" + inner + b"K\0s."
+
+
+def wide_tuples() -> bytes:
+    """The same by few tuples of a thousand members."""
+    inner = b"".join(b"(" + 1000 * (b"h" + bytes([n])) + b"tq" + bytes([n + 1]) for n in range(1, 6))
+    return b"\x80\x02}K\0q\x01" + inner + b"K\0s."
+
+
+def legacy_of(data: bytes) -> bytes:
+    """A legacy file with that pickle as its content."""
+    start = saved({}, _use_new_zipfile_serialization=False)
+    return start.replace(pickle.dumps({}, 2), data, 1)
+
+
 def safetensors(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
@@ -249,6 +267,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "two entries of one name": (lambda: with_entry("archive/data.pkl", touch()), "two entries of the same name"),
     "a storage larger than its record": (more_values_than_the_record, BAD),
     "a legacy storage of terabytes": (legacy_of_terabytes, BAD),
+    "tuples whose hash takes years": (lambda: pickled_as(nested_tuples(50)), "nested so that reading them would take"),
+    "the same in a legacy file": (lambda: legacy_of(nested_tuples(50)), "nested so that reading them would take"),
+    "wide tuples": (lambda: pickled_as(wide_tuples()), "nested so that reading them would take"),
     "one value as a billion": (lambda: weights(w=torch.zeros(1).expand(10**9)), r"announce 4000000000 bytes"),
     "many views of one storage": (
         lambda: weights(**{f"w{n}": torch.zeros(10**5).expand(100, 10**5) for n in range(20)}), "announce"),
