@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from pymic_vf.data import metaimage, nifti, nrrd
 from pymic_vf.data.h5 import read_h5
 from pymic_vf.data.stored import LIBRARY_ERRORS, DamagedScanError, Stored, require_regular, stored_bytes
-from pymic_vf.errors import UserError
+from pymic_vf.errors import UserError, one_line
 
 # by suffix: SimpleITK's reader, and what finds the voxels in the file
 FORMATS = {
@@ -24,6 +24,8 @@ FORMATS = {
     ".nrrd": ("NrrdImageIO", nrrd.locate),
 }
 SUFFIXES = (*FORMATS, ".h5")
+# what PyMIC itself reads and writes (pymic/io/image_read_write.py), volumes by these letters and no capitals
+PYMIC_SUFFIXES = (".nii", ".nii.gz", ".mha", ".h5", ".jpg", ".jpeg", ".tif", ".png")
 
 
 class UnusableScanError(UserError):
@@ -77,8 +79,7 @@ def _read_parts(files: Sequence[Path], channels: int | None) -> Scan:
 
 
 def _unusable(file: Path | str, reason: str) -> UnusableScanError:
-    """One line, whatever characters a name has."""
-    return UnusableScanError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{file}: {reason}"))
+    return UnusableScanError(f"{one_line(file, 4096)}: {one_line(reason)}")
 
 
 def _read_file(file: Path) -> Scan:
@@ -186,6 +187,15 @@ def _check_finite(voxels: np.ndarray) -> None:
         raise DamagedScanError(f"{voxels.size - int(np.isfinite(voxels).sum())} voxels are NaN or infinite")
     if voxels.dtype.itemsize > 4 and np.abs(ends).max() > largest:
         raise DamagedScanError(f"voxels from {ends[0]:g} to {ends[1]:g}, where float32 ends at {largest:g}")
+
+
+def can_pymic_read(name: str) -> bool:
+    """Whether PyMIC's own reader, which is that of supervised training and of tests, knows a file of this name.
+
+    Its writer gives a segmentation the name of its image and knows no other formats.
+    """
+    is_picture = name.lower().endswith(PYMIC_SUFFIXES[4:])
+    return is_picture or name.endswith(PYMIC_SUFFIXES[:4])
 
 
 def _reason(error: Exception) -> str:

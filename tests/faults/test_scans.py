@@ -6,6 +6,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
+import re
 import resource
 import signal
 import socket
@@ -649,7 +650,7 @@ def read_damaged(folder: Path, name: str, content: bytes, original: bytes) -> No
     elif name in COMPRESSED and scan.voxels.shape == (1, *VOXELS.shape) and scan.voxels.dtype == VOXELS.dtype:
         assert np.array_equal(scan.voxels, VOXELS[None]) or b"endian: little" not in content.lower()
     elif name in ("a.nii", "a.mha", "a.nrrd"):
-        assert scan.voxels.nbytes <= len(content)
+        assert scan.voxels.size <= len(content)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -661,5 +662,29 @@ def test_random_damage(tmp_path_factory: pytest.TempPathFactory, whole: dict[str
     @given(PLACES, CUT)
     def run(places: list[tuple[float, int]], cut: float) -> None:
         read_damaged(folder, name, damaged(whole[name], places, cut), whole[name])
+
+    run()
+
+
+NUMBERS = st.sampled_from(
+    ["0", "-1", "1", "2", "3", "255", "65536", "4294967296", "-9e18", "1e308", "nan", "x", "", "9" * 40]
+)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "z.mha", "a.nrrd", "z.nrrd"])
+def test_random_numbers_in_headers(tmp_path_factory: pytest.TempPathFactory, whole, name: str, request):
+    signal.alarm(600)
+    folder, examples = tmp_path_factory.mktemp("numbers"), 3000 if request.config.getoption("--long") else 60
+    end = b"LOCAL\n" if name.endswith(".mha") else b"\n\n"
+    header, _, voxels = whole[name].partition(end)
+    words = re.split(rb"(-?\d+(?:\.\d+)?|True|False|MET_SHORT|short|little)", header)
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.tuples(st.integers(0, len(words) // 2 - 1), NUMBERS), min_size=1, max_size=3))
+    def run(changes: list[tuple[int, str]]) -> None:
+        changed = list(words)
+        for place, number in changes:
+            changed[2 * place + 1] = number.encode()
+        read_damaged(folder, name, b"".join(changed) + end + voxels, whole[name])
 
     run()
