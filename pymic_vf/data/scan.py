@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,8 +61,15 @@ def read_scan(files: Sequence[Path], channels: int | None = None) -> Scan:
         UnusableScanError: unreadable, cut off or damaged, not 3D, too large for memory, NaN, voxels that
             are infinite as float32, other channels than those asked for.
     """
-    try:
+    with in_memory(files):
         return _read_parts([Path(file) for file in files], channels)
+
+
+@contextmanager
+def in_memory(files: Sequence[Path]) -> Iterator[None]:
+    """A lack of memory in the block becomes a reason why the scan cannot be used."""
+    try:
+        yield
     except MemoryError as error:
         raise _unusable(files[0], f"too large for the memory that is left ({_reason(error)})") from error
 
@@ -122,7 +130,11 @@ def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> 
         stored = replace(stored, dtype=_type_of(reader), count=math.prod(shape))
     voxels = _stored_voxels(stored)
     if voxels is None:
+        before = file.stat()
         voxels = sitk.GetArrayFromImage(reader.Execute())
+        after = file.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DamagedScanError("is being written to while it is read")
     voxels = voxels.reshape(shape)
     if channels > 1:
         voxels = np.moveaxis(voxels, -1, 0)

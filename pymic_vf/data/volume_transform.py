@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pymic_vf.data.scan import Scan, UnusableScanError, read_scan
+from pymic_vf.data.scan import Scan, UnusableScanError, in_memory, read_scan
 from pymic_vf.data.seeds import VOLUME, seeded
 from pymic_vf.data.voxel_wise import Numbers, Step, is_voxel_wise, steps_of
 from pymic_vf.errors import UserError
@@ -72,7 +72,8 @@ class VolumeTransform:
             voxels = self._transformed(scan, [str(file) for file in files]) if self.of_volume else scan.voxels
             if voxels.ndim != 4 or not voxels.size:
                 raise ValueError(f"it leaves no volume, but {list(voxels.shape)}")
-        return _in_type_to_keep(voxels, scan.voxels.dtype)
+        with in_memory(files):
+            return _in_type_to_keep(voxels, scan.voxels.dtype)
 
     def volume(
         self, files: Sequence[Path], voxels: np.ndarray, ends: np.ndarray, known: Sequence[Numbers] = ()

@@ -25,7 +25,9 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pymic_vf.data.scan import FORMATS as FORMATS_OF
 from pymic_vf.data.scan import UnusableScanError, read_scan
+from pymic_vf.data.stored import LIBRARY_ERRORS, DamagedScanError, stored_bytes
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
 RAW = VOXELS.tobytes()
@@ -526,6 +528,25 @@ def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, wha
     make, reason = KINDS[what]
     make(tmp_path / name)
     assert reason in reason_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".hdr", ".img", ".dcm", ".NPY", "", ".gz"])
+def test_other_suffixes(tmp_path: Path, whole: dict[str, bytes], suffix: str):
+    is_named(tmp_path, f"a{suffix}", whole["a.mha"], "not a volume that can be read (.nii, .nii.gz, .mha, .nrrd, .h5)")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "z.mha", "z.nrrd"])
+def test_file_that_changes_after_its_header_was_read(tmp_path: Path, whole: dict[str, bytes], name: str):
+    path = tmp_path / name
+    path.write_bytes(whole[name])
+    _, locate = FORMATS_OF[".nii.gz" if name.endswith(".gz") else path.suffix]
+    stored = locate(path)
+    os.truncate(path, len(whole[name]) - 30)
+    with pytest.raises((DamagedScanError, *LIBRARY_ERRORS)):
+        stored_bytes(stored, len(RAW))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        stored_bytes(stored, len(RAW))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
