@@ -26,7 +26,7 @@ import numpy as np
 from pymic_vf.data.cache_entry import CacheEntry, DamagedEntryError, packed
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cache_key import State, cache_key, describe, digest, scan_state
-from pymic_vf.data.scan import UnusableScanError
+from pymic_vf.data.scan import UnusableScanError, in_memory
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.volume_reader import MEMORY_BYTES, RecentVolumes
 from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes
@@ -118,7 +118,11 @@ class CachedVolumeReader:
         volume = self.transform.volume(files, voxels, ends)  # a scan that cannot be used is not stored
         key = cache_key(files, state, self._stored_after)
         path, budget = self.folder.entry(key), sum(size for size, _ in state)
-        if not self.folder.is_full and self.folder.add(path, packed(key, voxels, ends, budget)):
+        if self.folder.is_full:
+            return volume
+        with in_memory(files):
+            content = packed(key, voxels, ends, budget)
+        if self.folder.add(path, content):
             self._keep_numbers(path, volume)
             with suppress(DamagedEntryError, OSError):
                 return replace(volume, voxels=CacheEntry(path))

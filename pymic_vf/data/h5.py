@@ -23,7 +23,8 @@ def read_h5(file: Path) -> np.ndarray:
             raise DamagedScanError(f"has no dataset 'image' (it has {sorted(content)[:9]})")
         link = content.get("image", getlink=True)
         if not isinstance(link, h5py.HardLink):
-            raise DamagedScanError(f"'image' is a link to {getattr(link, 'filename', '') or link.path}, not followed")
+            target = getattr(link, "filename", None) or getattr(link, "path", "nothing")
+            raise DamagedScanError(f"'image' is a link to {target}, not followed")
         image = content["image"]
         if not isinstance(image, h5py.Dataset):
             raise DamagedScanError(f"'image' is a {type(image).__name__.lower()} and not a dataset")
@@ -43,6 +44,7 @@ def _check(image: h5py.Dataset) -> None:
     else:
         stored, unit = image.id.get_num_chunks(), "chunks"
         expected = math.prod(-(-n // chunk) for n, chunk in zip(image.shape, image.chunks, strict=True))
-    if stored < expected:
-        raise DamagedScanError(f"cut off, {stored} {unit} of voxels where 'image' announces {expected}")
+    if stored != expected:
+        what = "cut off" if stored < expected else "damaged"
+        raise DamagedScanError(f"{what}, {stored} {unit} of voxels where 'image' announces {expected}")
     require_memory(image.size * image.dtype.itemsize)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import SimpleITK as sitk
 from pymic_vf.data import metaimage, nifti, nrrd
 from pymic_vf.data.h5 import read_h5
 from pymic_vf.data.stored import LIBRARY_ERRORS, DamagedScanError, Stored, require_regular, stored_bytes
-from pymic_vf.errors import UserError
+from pymic_vf.errors import UserError, one_line
 
 # by suffix: SimpleITK's reader, and what finds the voxels in the file
 FORMATS = {
@@ -24,6 +25,8 @@ FORMATS = {
     ".nrrd": ("NrrdImageIO", nrrd.locate),
 }
 SUFFIXES = (*FORMATS, ".h5")
+# what PyMIC itself reads and writes (pymic/io/image_read_write.py), volumes by these letters and no capitals
+PYMIC_SUFFIXES = (".nii", ".nii.gz", ".mha", ".h5", ".jpg", ".jpeg", ".tif", ".png")
 
 
 class UnusableScanError(UserError):
@@ -58,8 +61,15 @@ def read_scan(files: Sequence[Path], channels: int | None = None) -> Scan:
         UnusableScanError: unreadable, cut off or damaged, not 3D, too large for memory, NaN, voxels that
             are infinite as float32, other channels than those asked for.
     """
-    try:
+    with in_memory(files):
         return _read_parts([Path(file) for file in files], channels)
+
+
+@contextmanager
+def in_memory(files: Sequence[Path]) -> Iterator[None]:
+    """A lack of memory in the block becomes a reason why the scan cannot be used."""
+    try:
+        yield
     except MemoryError as error:
         raise _unusable(files[0], f"too large for the memory that is left ({_reason(error)})") from error
 
@@ -77,8 +87,7 @@ def _read_parts(files: Sequence[Path], channels: int | None) -> Scan:
 
 
 def _unusable(file: Path | str, reason: str) -> UnusableScanError:
-    """One line, whatever characters a name has."""
-    return UnusableScanError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{file}: {reason}"))
+    return UnusableScanError(f"{one_line(file, 4096)}: {one_line(reason)}")
 
 
 def read_size(file: Path) -> tuple[int, ...]:
@@ -136,7 +145,11 @@ def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> 
         stored = replace(stored, dtype=_type_of(reader), count=math.prod(shape))
     voxels = _stored_voxels(stored)
     if voxels is None:
+        before = file.stat()
         voxels = sitk.GetArrayFromImage(reader.Execute())
+        after = file.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DamagedScanError("is being written to while it is read")
     voxels = voxels.reshape(shape)
     if channels > 1:
         voxels = np.moveaxis(voxels, -1, 0)
@@ -201,6 +214,15 @@ def _check_finite(voxels: np.ndarray) -> None:
         raise DamagedScanError(f"{voxels.size - int(np.isfinite(voxels).sum())} voxels are NaN or infinite")
     if voxels.dtype.itemsize > 4 and np.abs(ends).max() > largest:
         raise DamagedScanError(f"voxels from {ends[0]:g} to {ends[1]:g}, where float32 ends at {largest:g}")
+
+
+def can_pymic_read(name: str) -> bool:
+    """Whether PyMIC's own reader, which is that of supervised training and of tests, knows a file of this name.
+
+    Its writer gives a segmentation the name of its image and knows no other formats.
+    """
+    is_picture = name.lower().endswith(PYMIC_SUFFIXES[4:])
+    return is_picture or name.endswith(PYMIC_SUFFIXES[:4])
 
 
 def _reason(error: Exception) -> str:

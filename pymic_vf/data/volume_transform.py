@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pymic_vf.data.scan import Scan, UnusableScanError, read_scan
+from pymic_vf.data.scan import Scan, UnusableScanError, in_memory, read_scan
 from pymic_vf.data.seeds import VOLUME, seeded
 from pymic_vf.data.views import Axes, View
 from pymic_vf.data.voxel_wise import Numbers, Step, is_voxel_wise, measured_numbers, steps_of
@@ -98,7 +98,8 @@ class VolumeTransform:
                 voxels = np.ascontiguousarray(sample["image"], np.float32)
             if voxels.ndim != 4 or not voxels.size:
                 raise ValueError(f"it leaves no volume, but {list(voxels.shape)}")
-        return _in_type_to_keep(voxels, scan.voxels.dtype), sample
+        with in_memory(files):
+            return _in_type_to_keep(voxels, scan.voxels.dtype), sample
 
     def volume(
         self, files: Sequence[Path], voxels: np.ndarray, ends: np.ndarray, known: Sequence[Numbers] = ()

@@ -18,6 +18,7 @@ from pymic.net.net_dict_seg import SegNetDict
 from pymic.net_run.agent_rec import ReconstructionLossDict
 from pymic.transform.trans_dict import TransformDict
 
+from pymic_vf.data.scan import can_pymic_read
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
 from pymic_vf.host.channel_inflation import INFLATION_KEY
@@ -411,7 +412,7 @@ def _check_labelled_files(dataset: Section, stage: str) -> None:
     if not len(table):
         dataset.mistakes.append(f"{csv}: lists no image")
     if root is not None:
-        check_files(Path(csv), Path(root), table[columns], dataset.mistakes)
+        check_files(Path(csv), Path(root), table[columns], dataset.mistakes, readable=can_pymic_read)
 
 
 def _check_network(network: Section, method: Method, modalities: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
+import re
 import resource
 import signal
 import socket
@@ -24,7 +25,9 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pymic_vf.data.scan import FORMATS as FORMATS_OF
 from pymic_vf.data.scan import UnusableScanError, read_scan
+from pymic_vf.data.stored import LIBRARY_ERRORS, DamagedScanError, stored_bytes
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
 RAW = VOXELS.tobytes()
@@ -527,6 +530,25 @@ def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, wha
     assert reason in reason_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".hdr", ".img", ".dcm", ".NPY", "", ".gz"])
+def test_other_suffixes(tmp_path: Path, whole: dict[str, bytes], suffix: str):
+    is_named(tmp_path, f"a{suffix}", whole["a.mha"], "not a volume that can be read (.nii, .nii.gz, .mha, .nrrd, .h5)")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "z.mha", "z.nrrd"])
+def test_file_that_changes_after_its_header_was_read(tmp_path: Path, whole: dict[str, bytes], name: str):
+    path = tmp_path / name
+    path.write_bytes(whole[name])
+    _, locate = FORMATS_OF[".nii.gz" if name.endswith(".gz") else path.suffix]
+    stored = locate(path)
+    os.truncate(path, len(whole[name]) - 30)
+    with pytest.raises((DamagedScanError, *LIBRARY_ERRORS)):
+        stored_bytes(stored, len(RAW))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        stored_bytes(stored, len(RAW))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(tmp_path: Path, whole: dict[str, bytes]):
     path = tmp_path / "a.nii.gz"
@@ -649,7 +671,7 @@ def read_damaged(folder: Path, name: str, content: bytes, original: bytes) -> No
     elif name in COMPRESSED and scan.voxels.shape == (1, *VOXELS.shape) and scan.voxels.dtype == VOXELS.dtype:
         assert np.array_equal(scan.voxels, VOXELS[None]) or b"endian: little" not in content.lower()
     elif name in ("a.nii", "a.mha", "a.nrrd"):
-        assert scan.voxels.nbytes <= len(content)
+        assert scan.voxels.size <= len(content)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -661,5 +683,29 @@ def test_random_damage(tmp_path_factory: pytest.TempPathFactory, whole: dict[str
     @given(PLACES, CUT)
     def run(places: list[tuple[float, int]], cut: float) -> None:
         read_damaged(folder, name, damaged(whole[name], places, cut), whole[name])
+
+    run()
+
+
+NUMBERS = st.sampled_from(
+    ["0", "-1", "1", "2", "3", "255", "65536", "4294967296", "-9e18", "1e308", "nan", "x", "", "9" * 40]
+)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "z.mha", "a.nrrd", "z.nrrd"])
+def test_random_numbers_in_headers(tmp_path_factory: pytest.TempPathFactory, whole, name: str, request):
+    signal.alarm(600)
+    folder, examples = tmp_path_factory.mktemp("numbers"), 3000 if request.config.getoption("--long") else 60
+    end = b"LOCAL\n" if name.endswith(".mha") else b"\n\n"
+    header, _, voxels = whole[name].partition(end)
+    words = re.split(rb"(-?\d+(?:\.\d+)?|True|False|MET_SHORT|short|little)", header)
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.tuples(st.integers(0, len(words) // 2 - 1), NUMBERS), min_size=1, max_size=3))
+    def run(changes: list[tuple[int, str]]) -> None:
+        changed = list(words)
+        for place, number in changes:
+            changed[2 * place + 1] = number.encode()
+        read_damaged(folder, name, b"".join(changed) + end + voxels, whole[name])
 
     run()
