@@ -42,9 +42,9 @@ def unet_run(scans: Path, out: Path, **training) -> dict:
 
 def pct_run(scans: Path, out: Path, **training) -> dict:
     steps = {**STEPS, "iter_max": 2, "iter_valid": 2, "iter_save": 2, "deep_supervise": True, **training}
-    network = {"dropout": [0.2] * 5}
-    return merged(unet_run(scans, out), {"network": {**dict.fromkeys(UNET), **NETWORK, "class_num": 2, **network},
-                                         "dataset": {"num_worker": 2, "valid_csv": None}, "training": steps})  # fmt: skip
+    network = {**dict.fromkeys(UNET), **NETWORK, "class_num": 2, "dropout": [0.2] * 5}
+    dataset = {"num_worker": 2, "valid_csv": None}
+    return merged(unet_run(scans, out), {"network": network, "dataset": dataset, "training": steps})
 
 
 def vf_run(scans: Path, out: Path, **training) -> dict:
@@ -144,3 +144,100 @@ def test_an_interrupted_run_ends_like_one_that_was_not(scans, tmp_path, undistur
         assert list(Path(config["training"]["ckpt_dir"]).glob("*_resume.pt"))
     train(config, tmp_path)
     assert_same(undisturbed(name), Path(config["training"]["ckpt_dir"]))
+
+
+def test_the_loop_gives_what_pymic_alone_does(scans, tmp_path, undisturbed, caplog):
+    """The same weights and log lines as without any key of ours, whose network is then none of ours to watch."""
+    caplog.set_level(logging.INFO)
+    stock = unet_run(scans, tmp_path, resume=None)
+    agent = agent_of(stock, tmp_path)
+    agent.run()
+    assert not hasattr(agent, "stop_signals")
+    lines = _scalars_logged(caplog.text)
+    ours = torch.load(undisturbed("UNet") / "finetune_6.pt", weights_only=True)
+    theirs = torch.load(tmp_path / "finetune" / "finetune_6.pt", weights_only=False)
+    assert "pymic_vf" not in theirs
+    for name in ("model_state_dict", "optimizer_state_dict", "iteration"):
+        assert _equal(ours[name], theirs[name])
+    caplog.clear()
+    (tmp_path / "again").mkdir()
+    train(unet_run(scans, tmp_path / "again"), tmp_path / "again")
+    assert _scalars_logged(caplog.text) == lines != []
+
+
+def _scalars_logged(text: str) -> list[str]:
+    return re.findall(r"(?:train|valid) loss .*|The best .*|learning rate .*", text)
+
+
+def test_mean_of_a_block():
+    steps = [{"loss": loss, "avg_fg_dice": 0.0, "class_dice": np.float32([0.5, dice]), "data_time": 1.0}
+             for loss, dice in ((1.0, 0.25), (3.0, 0.75), (float("nan"), 0.0))]  # fmt: skip
+    mean = mean_scalars([(steps[0], False), (steps[1], False), (steps[2], True)])
+    assert (mean["loss"], mean["data_time"], mean["avg_fg_dice"]) == (2.0, 2.0, 0.5)
+    assert mean["class_dice"].tolist() == [0.5, 0.5] and mean["class_dice"].dtype == np.float32
+    assert np.isnan(mean_scalars([(steps[2], True)])["loss"])
+
+
+def test_a_finished_run_is_left_as_it_is(scans, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    config = unet_run(scans, tmp_path, iter_max=3)
+    train(config, tmp_path)
+    folder = tmp_path / "finetune"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pt")}
+    assert set(before) == {"finetune_3.pt", "finetune_best.pt"}
+    (folder / "finetune_latest.txt").unlink()  # as a kill may leave it
+    (folder / ".incomplete-abc.pt").write_bytes(b"half a checkpoint")
+    train(config, tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pt")} == before
+    assert (folder / "finetune_latest.txt").read_text() == "3"
+    assert "this run has reached iter_max = 3; there is nothing left to do" in caplog.text
+
+
+def test_another_runs_checkpoints_are_not_replaced_unasked(scans, tmp_path):
+    train(unet_run(scans, tmp_path, iter_max=3), tmp_path)
+    with pytest.raises(
+        UserError, match=r"another run \(finetune_3\.pt, finetune_best\.pt\).*resume = auto.*overwrite = True"
+    ):
+        train(unet_run(scans, tmp_path, iter_max=3, resume=None, max_bad_steps=5), tmp_path)
+    with pytest.raises(UserError, match="checkpoints of another run"):  # of another network, with resume = auto
+        config = unet_run(scans, tmp_path, iter_max=3)
+        train(merged(config, {"network": {"feature_chns": [4, 4, 8, 16, 16]}}), tmp_path)
+    train(unet_run(scans, tmp_path, iter_max=3, resume=None, max_bad_steps=5, overwrite=True), tmp_path)
+
+
+def test_damaged_checkpoints_are_passed_over(scans, tmp_path, undisturbed, caplog):
+    config = unet_run(scans, tmp_path)
+    train(config, tmp_path, 4 + 2)  # after the validation: finetune_3.pt, finetune_best.pt, finetune_resume.pt
+    folder = tmp_path / "finetune"
+    newest = folder / "finetune_resume.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    train(config, tmp_path)
+    assert re.search(r"resume = auto: .*finetune_resume\.pt.*(damaged|passed over)", caplog.text)
+    assert_same(undisturbed("UNet"), folder)
+
+
+def test_resuming_by_name_is_as_exact(scans, tmp_path, undisturbed):
+    train(unet_run(scans, tmp_path, iter_max=3), tmp_path)
+    resumed = {"resume": None, "max_bad_steps": 10, "ckpt_init_name": "finetune_3.pt", "ckpt_init_mode": 1}
+    train(unet_run(scans, tmp_path, **resumed), tmp_path)
+    assert_same(undisturbed("UNet"), tmp_path / "finetune")
+    with pytest.raises(UserError, match="another iter_valid than 2"):
+        train(unet_run(scans, tmp_path, **resumed, iter_valid=2, iter_save=2), tmp_path)
+
+
+def test_checkpoint_minutes(scans, tmp_path, caplog):
+    """Zero: after every iteration; the one before is kept, and neither outlives the run."""
+    config = unet_run(scans, tmp_path, checkpoint_minutes=0)
+    train(config, tmp_path, 3)
+    folder = tmp_path / "finetune"
+    newest, before = (
+        torch.load(folder / f"finetune_{name}.pt", weights_only=True) for name in ("resume", "resume_before")
+    )
+    assert (newest["iteration"], before["iteration"]) == (3, 2)
+    provenance = newest["pymic_vf"]["provenance"]
+    assert provenance["config"]["training"]["iter_max"] == 6 and provenance["method"] is None
+    assert provenance["data"]["scans"] == 4 and len(provenance["data"]["fingerprint"]) == 64
+    train(config, tmp_path)
+    assert not list(folder.glob("*resume*"))

@@ -329,7 +329,7 @@ class TrainingRun:
     def _save_if_due(self) -> None:
         """After an iteration: save where it is time, save and stop where a signal came to any of the processes."""
         is_time = time.monotonic() - self._saved_at >= 60 * self.settings["checkpoint_minutes"]
-        is_time = is_time and self.processes.is_rank_zero and self.done > 0
+        is_time = is_time and self.processes.is_rank_zero and self.done > 0 and self.guard.in_a_row == 0
         told, is_time = self._of_any(self.signals.received is not None, is_time)
         if told:
             self._stop(self._here())
@@ -433,6 +433,10 @@ def _run(stock: Callable, agent: Any) -> None:
     if not is_watched(agent):
         stock()
         return
+    from pymic_vf.host.checks import check_run  # needs PyMIC's registries, complete by now
+
+    if not _is_of_ours(agent):  # which are checked with all other keys
+        check_run(agent.config)
     agent.stop_signals = StopSignals()
     with agent.stop_signals.heard():
         stock()
@@ -471,7 +475,10 @@ def is_watched(agent: Any) -> bool:
     if agent.stage != "train" or not is_supervised(agent.config):
         return False
     training = agent.config["training"]
+    return _is_of_ours(agent) or any(training.get(name) is not None for name in OPT_IN)
+
+
+def _is_of_ours(agent: Any) -> bool:
     name = agent.config["network"].get("net_type")
     network = agent.net_dict.get(name) if isinstance(name, str) else None  # a list is of several of PyMIC's
-    is_ours = getattr(network, "__module__", "").startswith("pymic_vf.")
-    return is_ours or any(training.get(name) is not None for name in OPT_IN)
+    return getattr(network, "__module__", "").startswith("pymic_vf.")
