@@ -101,7 +101,7 @@ def test_resuming_goes_on_with_the_stream(run, scans: Path, out: Path, tmp_path:
     `dropout`, the second because it is a branch of 0.2 that no key reaches; so the network is PyMIC's own.
     """
     network = {**UNET, "class_num": 5}
-    training = {"deep_supervise": False, "lr_step": 100}
+    training = {"deep_supervise": False, "lr_step": 100, "overwrite": True}
 
     def losses(name: str, **more) -> list[str]:
         config = pretraining(scans, tmp_path, training={**training, **more})

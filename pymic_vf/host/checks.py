@@ -29,6 +29,7 @@ from pymic_vf.host.config_keys import (
     NETWORK_KEYS,
     OTHER_DATASET_KEYS,
     OTHER_TRAINING_KEYS,
+    RUN_KEYS,
     SAMPLE_KEYS,
     SCHEDULER_KEYS,
     SEED_AND_FOLDER,
@@ -208,8 +209,7 @@ def check_supervised(config: Config, stage: str, is_next: bool = False) -> None:
             if task == RECONSTRUCTION:
                 _check_supervised_reconstruction(training, network)
         _check_deep_supervision(network, checked["deep_supervise"], may_be_ignored=True)
-        if "valid" not in stages:  # with a validation there is a best checkpoint at least
-            _check_iterations(training, checked)
+        _check_iterations(training, checked)
         # PyMIC's own inferer is there only where it validates, ours is made in any case
         parse_inference(config, "valid", mistakes, axes=axes, stock_too="valid" in stages)
     else:
@@ -223,6 +223,19 @@ def check_supervised(config: Config, stage: str, is_next: bool = False) -> None:
         parse_inference(config, "test", mistakes, axes=axes, stock_too=True)
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def check_run(config: Config) -> None:
+    """Check what a run of any network needs so that it can be interrupted and ends with a checkpoint.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    training = Section(config["training"], "training", [])
+    values = training.read((*RUN_KEYS, *(BY_NAME[name] for name in ("iter_max", "iter_valid", "iter_save"))))
+    _check_iterations(training, values)
+    if training.mistakes:
+        raise ConfigError(training.mistakes)
 
 
 def check_network(config: Config) -> None:

@@ -110,8 +110,10 @@ class CheckpointFolder:
             except Exception as error:  # damaged in any way
                 log.warning("resume = auto: %s cannot be read (%s); it is passed over", path, type(error).__name__)
                 continue
+            state = state_of(content)
+            is_good = state is None or state["bad_steps"] == 0  # or it was saved where the run may have diverged
             # of two at one iteration, the one after whose validation all was done that PyMIC does there
-            entries.append((run, iteration, -done, time, path))
+            entries.append((run, is_good, iteration, -done, time, path))
             last_write[run] = max(time, last_write.get(run, 0))
         entries.sort(key=lambda entry: (last_write[entry[0]], *entry[1:]), reverse=True)
         return [path for *_, path in entries]

@@ -12,6 +12,7 @@ import math
 import operator
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -180,6 +181,9 @@ class TrainingRun:
         path = self.folder.path / FILE
         self.guard = StepGuard(self.net, agent.optimizer, self.processes, path, self.settings["max_bad_steps"])
         self._until_the_end.callback(self.guard.close)
+        loss_of = agent.get_loss_value
+        agent.get_loss_value = self.guard.watch_loss(loss_of)
+        self._until_the_end.callback(setattr, agent, "get_loss_value", loss_of)
         for loader in (agent.train_loader, agent.valid_loader):
             if isinstance(loader, DataLoader):  # PyMIC's; ours set their workers up themselves
                 loader.worker_init_fn = functools.partial(set_up_worker_of, loader.worker_init_fn)
@@ -191,6 +195,9 @@ class TrainingRun:
         mine = ranks[self.processes.rank if len(ranks) == self.processes.count else 0]
         self.net.load_state_dict(content["model_state_dict"])
         restore_schedule(self._state, agent.scheduler, agent.optimizer)
+        # torch says so of a block whose steps were taken before the interruption
+        self._until_the_end.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
         agent.max_val_dice, agent.max_val_it = self._state["best"]
         self.guard.in_a_row = self._state["bad_steps"]
         self.done = self._state["done"]
@@ -220,23 +227,17 @@ class TrainingRun:
         if self._state is not None:
             restore_random_states(self._state["ranks"][self.processes.rank]["random"], self.agent.device)
             self._state = None
-        self.agent.get_loss_value = self.guard.watch_loss(self.agent.get_loss_value)
         is_hidden = None if self.processes.is_rank_zero else True  # None: no line where the output is no terminal
         kind = "training" if self.method is None else "pretraining"
-        try:
-            with (
-                self._single_iterations(),
-                tqdm(
-                    total=self.last, initial=self.iteration, desc=kind, unit="it", disable=is_hidden, leave=False
-                ) as line,
-            ):
+        with (
+            self._single_iterations(),
+            tqdm(total=self.last, initial=self.iteration, desc=kind, unit="it", disable=is_hidden, leave=False) as line,
+        ):
+            self._save_if_due()
+            while self.done < self.block_size:
+                self._iterate(step)
+                line.update()
                 self._save_if_due()
-                while self.done < self.block_size:
-                    self._iterate(step)
-                    line.update()
-                    self._save_if_due()
-        finally:
-            del self.agent.get_loss_value
         self._block_end = self._here()
         scalars = mean_scalars(self.steps)
         self.done, self.steps = 0, []
@@ -328,7 +329,7 @@ class TrainingRun:
     def _save_if_due(self) -> None:
         """After an iteration: save where it is time, save and stop where a signal came to any of the processes."""
         is_time = time.monotonic() - self._saved_at >= 60 * self.settings["checkpoint_minutes"]
-        is_time = is_time and self.processes.is_rank_zero and self.done > 0
+        is_time = is_time and self.processes.is_rank_zero and self.done > 0 and self.guard.in_a_row == 0
         told, is_time = self._of_any(self.signals.received is not None, is_time)
         if told:
             self._stop(self._here())
@@ -432,6 +433,10 @@ def _run(stock: Callable, agent: Any) -> None:
     if not is_watched(agent):
         stock()
         return
+    from pymic_vf.host.checks import check_run  # needs PyMIC's registries, complete by now
+
+    if not _is_of_ours(agent):  # which are checked with all other keys
+        check_run(agent.config)
     agent.stop_signals = StopSignals()
     with agent.stop_signals.heard():
         stock()
@@ -470,7 +475,10 @@ def is_watched(agent: Any) -> bool:
     if agent.stage != "train" or not is_supervised(agent.config):
         return False
     training = agent.config["training"]
+    return _is_of_ours(agent) or any(training.get(name) is not None for name in OPT_IN)
+
+
+def _is_of_ours(agent: Any) -> bool:
     name = agent.config["network"].get("net_type")
     network = agent.net_dict.get(name) if isinstance(name, str) else None  # a list is of several of PyMIC's
-    is_ours = getattr(network, "__module__", "").startswith("pymic_vf.")
-    return is_ours or any(training.get(name) is not None for name in OPT_IN)
+    return getattr(network, "__module__", "").startswith("pymic_vf.")
