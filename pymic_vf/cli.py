@@ -84,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
     keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
     keys.add_argument("--markdown", action="store_true", help="as the tables of the documentation")
+    export = command("export-nnunet", _export_nnunet, "write the data and the split of a config in nnU-Net's format")
+    export.add_argument("cfg", type=Path, help="a supervised PyMIC config")
+    export.add_argument("out", type=Path, help="a new folder such as nnUNet_raw/Dataset001_NAME")
+    export.add_argument("--channel-names", nargs="+", default=[], metavar="NAME", help="such as CT, which nnU-Net "
+                        "normalises by the intensities of all scans (default: channel_0 ...)")  # fmt: skip
+    export.add_argument("--class-names", nargs="+", default=[], metavar="NAME", help="of the labels from 1 "
+                        "(default: label_1 ...)")  # fmt: skip
     for name in ("train", "test"):  # listed for the help alone, see main
         commands.add_parser(name, help=f"PyMIC's pymic_{name}, with its arguments")
     return parser
@@ -225,6 +232,20 @@ def _compare(options: argparse.Namespace) -> None:
     if options.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     compare(options.cfg, options.jobs, options.gpus, options.dry_run, options.report)
+
+
+def _export_nnunet(options: argparse.Namespace) -> None:
+    from pymic_vf.host.checks import is_supervised
+    from pymic_vf.host.nnunet_export import export_nnunet
+
+    config = read_config(options.cfg)
+    if not is_supervised(config):
+        raise UserError(f"{options.cfg} is no supervised config: nnU-Net learns from labels")
+    cases = export_nnunet(config, options.out, options.channel_names, options.class_names)
+    counts = ", ".join(f"{len(several)} to {stage}" for stage, several in cases.items())
+    print(f"{options.out}: {counts}")
+    if not cases["valid"]:
+        print("no valid_csv, so no splits_final.json: nnU-Net draws five folds of its own, or takes all by `-f all`")
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -53,6 +53,7 @@ PRETRAINING_MISTAKES = [
     ({"dataset": {"train_batch_size": None}}, "train_batch_size is missing"),
     ({"network": {"net_type": "PCTnet"}}, "there is no net_type PCTnet (did you mean PCTNet?)"),
     ({"network": {"num_heads": [3, 4, 8]}}, "num_heads"),
+    ({"network": {"net_type": "UNet"}}, "dimension is missing: 3; without it PyMIC's UNet is a 2D network"),
     ({"network": {"multiscale_pred": False}}, "multiscale_pred must be True where [training] deep_supervise = True"),
     ({"training": {"learning_rate": "fast"}}, "learning_rate must be a number of at least 0, got 'fast'"),
     ({"training": {"iter_valid": 3}}, "iter_max must be a multiple of iter_valid = 3"),
