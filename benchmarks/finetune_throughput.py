@@ -66,7 +66,7 @@ def make_scans(folder: Path, count: int, size: Sequence[int]) -> tuple[Path, int
             print(f"making {rows[-1][0]}", flush=True)
             for name, voxels in zip(rows[-1], make_phantom(index, size), strict=True):
                 sitk.WriteImage(sitk.GetImageFromArray(voxels), str(folder / name))
-        classes = max(classes, 1 + int(sitk.GetArrayViewFromImage(sitk.ReadImage(str(folder / rows[-1][1]))).max()))
+        classes = max(classes, 1 + int(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / rows[-1][1]))).max()))
     csv = folder / "scans.csv"
     pd.DataFrame(rows, columns=["image", "label"]).to_csv(csv, index=False)
     return csv, classes

@@ -329,3 +329,25 @@ def test_what_the_cache_would_save(cases: Path, tmp_path: Path, caplog):
     assert re.search(
         r"decodes its whole scan, about 0.00045 s .*\(13x29x26 voxels\); \[dataset\] cache_dir", caplog.text
     )
+
+
+def test_whole_scans_of_other_sizes_make_no_batch(cases: Path, tmp_path: Path, caplog):
+    with pytest.raises(UserError, match=r"samples of one batch differ in size, \[1, 1., .*\] and \[1, 1"):
+        tuned(cases, tmp_path, caplog, dataset={"train_transform": ["LabelToProbability"]})
+
+
+def test_a_transform_that_fails_is_named_with_the_file(cases: Path, tmp_path: Path):
+    keys = {**FLIP, **CROP, "RandomCrop_output_size": [12, 16, 16]}
+    config = parsed(tmp_path / "a.cfg", cached(cases, tmp_path, ["RandomFlip", "RandomCrop"], dataset=keys))
+    samples = cached_sets(SegmentationAgent(config))["train"]
+    with pytest.raises(
+        UserError, match=r"2.nii.gz: the transforms RandomFlip, RandomCrop fail \(ValueError: empty range"
+    ):
+        [samples[number] for number in range(3)]
+
+
+def test_a_semi_supervised_config_is_told_that_it_has_no_cache(cases: Path, tmp_path: Path, caplog):
+    keys = {**CROP, "supervise_type": "semi_sup"}
+    config = parsed(tmp_path / "a.cfg", cached(cases, tmp_path, ["RandomCrop"], dataset=keys, network=UNET))
+    SegmentationAgent(config).create_dataset()
+    assert "SegmentationAgent with supervise_type = semi_sup reads its own way, without a cache" in caplog.text

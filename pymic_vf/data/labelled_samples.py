@@ -5,6 +5,7 @@ Training sample k is a function of (seed, k): not of the process that makes it, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from pymic_vf.data.random_crop import is_random_crop, random_crop
 from pymic_vf.data.samples import order_of_epoch
 from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.seeds import SPARE, TRAIN, seeded
+from pymic_vf.errors import UserError
 
 Transform = Callable[[dict], dict]
 OTHER = 255  # the byte for a label that is none of the classes
@@ -80,8 +82,15 @@ class LabelledSamples(Dataset):
 
     def _sample_of(self, number: int, index: int) -> dict[str, Any]:
         self.reader.shape(index)  # before the block: reading a scan anew takes nothing from the sample's draws
-        with seeded(self.stream, self.seed, number):
-            sample = self.sample(index)
+        try:
+            with seeded(self.stream, self.seed, number):
+                sample = self.sample(index)
+        except UserError:
+            raise
+        except Exception as error:  # in a worker torch would bury it in the worker's traceback
+            names = ", ".join(type(each).__name__ for each in (self.crop, *self.transforms) if each)
+            file = self.reader.scans.files(index)[0]
+            raise UserError(f"{file}: the transforms {names} fail ({type(error).__name__}: {error})") from error
         if self.classes is not None:
             sample["label"] = _as_bytes(sample["label"])
         elif "label_prob" in sample:
@@ -101,7 +110,7 @@ class LabelledSamples(Dataset):
             image, label = random_crop(self.crop, self.reader, index)
         names = [str(file) for file in self.reader.scans.files(index)]
         sample: dict[str, Any] = {"image": image, "label": label, "names": names}
-        for transform in self.transforms:
+        for transform in copy.deepcopy(self.transforms):  # some take the size of their first volume for all others'
             sample = transform(sample)
         return sample
 

@@ -120,6 +120,12 @@ def _batch(samples: list[Batch | UserError]) -> Batch | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
+    shapes = sorted({tuple(sample["image"].shape) for sample in samples})
+    if len(shapes) > 1:
+        return UserError(
+            f"samples of one batch differ in size, {list(shapes[0])} and {list(shapes[1])} (channels, depth, height, "
+            "width): a crop makes them equal, or batches of 1"
+        )
     keys = [key for key in TENSORS if key in samples[0]]
     batch: Batch = {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in keys}
     bad = {index: reason for sample in samples for index, reason in sample.get("bad_scans", {}).items()}

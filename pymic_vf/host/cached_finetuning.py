@@ -28,16 +28,22 @@ def offer_cached_finetuning(host: ModuleType) -> None:
 def _with_cache(stock: Callable, kind: type) -> Callable:
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
-        from pymic_vf.host.checks import is_supervised  # needs PyMIC's registries, complete by now
+        if agent.stage == "train" and not type(agent).__module__.startswith("pymic_vf."):
+            from pymic_vf.host import cached_sets  # needs PyMIC's registries, complete by now
+            from pymic_vf.host.checks import is_supervised
 
-        # PyMIC's agents of other kinds of learning derive from this one
-        if type(agent) is kind and agent.stage == "train" and is_supervised(agent.config) and agent.train_set is None:
-            from pymic_vf.host import cached_sets
-
-            if cached_sets.is_asked(agent.config):
+            # PyMIC's agents of other kinds of learning derive from this one
+            is_ours = type(agent) is kind and is_supervised(agent.config) and agent.train_set is None
+            if is_ours and cached_sets.is_asked(agent.config):
                 cached_sets.create_loaders(agent)
                 return
-            cached_sets.tell_of_savings(agent.config)
+            if is_ours:
+                cached_sets.tell_of_savings(agent.config)
+            elif cached_sets.is_asked(agent.config):
+                log.warning(
+                    "[dataset] cache_dir: PyMIC's %s with supervise_type = %s reads its own way, without a cache",
+                    type(agent).__name__, agent.config["dataset"].get("supervise_type", "fully_sup"),
+                )  # fmt: skip
         stock(agent)
 
     return create_dataset
