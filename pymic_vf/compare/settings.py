@@ -18,7 +18,7 @@ from pymic_vf.keys import Key, Kind, Section, flag, list_of, names, one_of, path
 ALL = "all"
 METRICS = ("dice", "assd", "hd95", "iou")
 SECTION, SLURM, ARM = "compare", "slurm", "arm:"
-STAGES = ("pretrain", "finetune")
+SECTIONS = ("dataset", "self_supervised_learning", "network", "training", "testing")  # of PyMIC's configs
 OVERRIDE = re.compile(r"(?:(pretrain|finetune)\.)?(\w+)\.(\w+)")
 
 
@@ -93,7 +93,7 @@ class Arm:
     overrides: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
 
     def changes(self, stage: str) -> dict[tuple[str, str], str]:
-        """The overrides of one of `STAGES` by (section, key)."""
+        """The overrides of pretrain or finetune by (section, key)."""
         return {(section, key): text for (of, section, key), text in self.overrides.items() if of in ("", stage)}
 
 
@@ -205,6 +205,9 @@ def _read_arm(title: str, text: Mapping[str, str], compare: Mapping[str, Any], m
                 "SECTION.KEY for both"
             )
             continue
+        if parts[2] not in SECTIONS:
+            closest = did_you_mean(parts[2], SECTIONS)
+            mistakes.append(f"[{title}] {key}: there is no section {parts[2]}{closest}: {', '.join(SECTIONS)}")
         overrides[parts[1] or "", parts[2], parts[3]] = value
     return Arm(name, files["finetune"], files["pretrain"], files["weights"], values["baseline"], overrides)
 
