@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("cfg", type=Path, help="a config of the comparison, see docs/comparing.md")
     compare.add_argument("--jobs", type=int, default=1, help="runs at once, the cores shared (default: %(default)s)")
     compare.add_argument("--gpus", type=int, nargs="+", default=(), help="CUDA devices that the runs take in turn")
+    compare.add_argument("--slurm", action="store_true", help="the runs as arrays of a SLURM cluster")
     compare.add_argument("--dry-run", action="store_true", help="list the runs and check them, start none")
     compare.add_argument("--report", action="store_true", help="only write the report of the runs that are done")
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
@@ -231,7 +232,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     if options.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
-    compare(options.cfg, options.jobs, options.gpus, options.dry_run, options.report)
+    compare(options.cfg, options.jobs, options.gpus, options.slurm, options.dry_run, options.report)
 
 
 def _export_nnunet(options: argparse.Namespace) -> None:

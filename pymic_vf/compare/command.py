@@ -9,15 +9,21 @@ from typing import Any
 
 from pymic_vf.compare.checks import check_runs
 from pymic_vf.compare.plan import FINETUNING, Run, make_runs
-from pymic_vf.compare.pool import Pool
+from pymic_vf.compare.pool import Pool, remove_checkpoints
 from pymic_vf.compare.progress import duration, is_done, time_left
 from pymic_vf.compare.report import write_report
 from pymic_vf.compare.settings import Settings, read_settings
+from pymic_vf.compare.slurm import Cluster
 from pymic_vf.errors import UserError
 
 
 def compare(
-    cfg: Path, jobs: int = 1, gpus: Sequence[int] = (), dry_run: bool = False, report_only: bool = False
+    cfg: Path,
+    jobs: int = 1,
+    gpus: Sequence[int] = (),
+    slurm: bool = False,
+    dry_run: bool = False,
+    report_only: bool = False,
 ) -> None:
     """Do the comparison that a config describes, as far as it is not done yet.
 
@@ -25,6 +31,7 @@ def compare(
         cfg: a compare.cfg.
         jobs: runs at once.
         gpus: CUDA devices that they take in turn.
+        slurm: run them as jobs of a SLURM cluster instead of here.
         dry_run: only list the runs, check them and tell the time left.
         report_only: only write the report of the runs that are done.
 
@@ -43,7 +50,11 @@ def compare(
         return
     settings.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _interrupt)
-    failed = Pool(runs, settings.out, jobs, gpus, settings.keep_checkpoints).run_all()
+    if slurm:
+        failed = Cluster(settings.out, settings.slurm).run_all(runs)
+        remove_checkpoints(runs, settings)
+    else:
+        failed = Pool(runs, settings, jobs, gpus).run_all()
     if any(run.kind == FINETUNING and is_done(run, settings.out) for run in runs):
         print(f"the report is {write_report(settings, runs)}")
     if failed:

@@ -21,11 +21,22 @@ WIDTH = 6.4  # inches: as wide as a phone can show and still be read
 DPI = 130
 
 
-def draw_curves(curves: Mapping[str, Sequence[pd.DataFrame]], value: str, title: str, path: Path) -> bool:
+Looks = Mapping[str, Mapping[str, str]]  # the colour and marker of each arm, the same in every picture
+
+
+def looks_of(arms: Sequence[str]) -> Looks:
+    return {
+        arm: {"color": ARM_COLOURS[number % len(ARM_COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        for number, arm in enumerate(arms)
+    }
+
+
+def draw_curves(curves: Mapping[str, Sequence[pd.DataFrame]], looks: Looks, value: str, title: str, path: Path) -> bool:
     """Learning curves: for each arm a line a seed, thin, and their mean; training dashed where there is a validation.
 
     Args:
         curves: for each arm a table a seed, of :func:`pymic_vf.compare.results.learning_curve`.
+        looks: of the arms.
         value: ``loss`` or ``dice``.
         title: above.
         path: the PNG.
@@ -35,7 +46,7 @@ def draw_curves(curves: Mapping[str, Sequence[pd.DataFrame]], value: str, title:
     """
     figure, axes = _figure(3.6)
     drawn = False
-    for number, (arm, tables) in enumerate(curves.items()):
+    for arm, tables in curves.items():
         tables = [table[np.isfinite(table[value])] for table in tables]
         for stage in ("train", "valid"):
             lines = [table[table["stage"] == stage].set_index("iteration")[value] for table in tables]
@@ -43,7 +54,7 @@ def draw_curves(curves: Mapping[str, Sequence[pd.DataFrame]], value: str, title:
             if not lines:
                 continue
             drawn = True
-            style = {"color": ARM_COLOURS[number % len(ARM_COLOURS)], "ls": "-" if stage == "train" else "--"}
+            style = {"color": looks[arm]["color"], "ls": "-" if stage == "train" else "--"}
             for line in lines if len(lines) > 1 else ():
                 axes.plot(line.index, line, lw=0.6, alpha=0.45, **style)
             mean = pd.concat(lines, axis=1).mean(axis=1).sort_index()
@@ -58,11 +69,12 @@ def draw_curves(curves: Mapping[str, Sequence[pd.DataFrame]], value: str, title:
     return drawn
 
 
-def draw_labels(scores: pd.DataFrame, unit: str, path: Path) -> None:
+def draw_labels(scores: pd.DataFrame, looks: Looks, unit: str, path: Path) -> None:
     """The mean score against the number of labelled scans: a line an arm, a dot a seed.
 
     Args:
         scores: of one metric and class; columns arm, labels, seed, value.
+        looks: of the arms.
         unit: of the value, on the axis.
         path: the PNG.
     """
@@ -74,10 +86,9 @@ def draw_labels(scores: pd.DataFrame, unit: str, path: Path) -> None:
         of_arm = scores[scores["arm"] == arm]
         seeds = of_arm.groupby(["labels", "seed"], as_index=False)["value"].mean()
         shift = 0.12 * (number - (len(arms) - 1) / 2)
-        look = {"color": ARM_COLOURS[number % len(ARM_COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        axes.scatter(seeds["labels"].map(places) + shift, seeds["value"], s=12, alpha=0.5, lw=0, **look)
+        axes.scatter(seeds["labels"].map(places) + shift, seeds["value"], s=12, alpha=0.5, lw=0, **looks[arm])
         mean = seeds.groupby("labels")["value"].mean()
-        axes.plot([places[at] + shift for at in mean.index], mean, lw=1.6, ms=5, label=arm, **look)
+        axes.plot([places[at] + shift for at in mean.index], mean, lw=1.6, ms=5, label=arm, **looks[arm])
     axes.set_xticks(range(len(labels)), [str(number) for number in labels])
     axes.set_xlabel("labelled scans")
     axes.set_ylabel(unit)
@@ -86,24 +97,24 @@ def draw_labels(scores: pd.DataFrame, unit: str, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_cases(scores: pd.DataFrame, arms: Sequence[str], unit: str, path: Path) -> None:
+def draw_cases(scores: pd.DataFrame, looks: Looks, unit: str, path: Path) -> None:
     """Each test case's score (its mean over the seeds), joined between the arms, and the arms' means.
 
     Args:
         scores: of one metric, class and number of labels; columns arm, seed, case, value.
-        arms: from left to right.
+        looks: of the arms, from left to right.
         unit: of the value, on the axis.
         path: the PNG.
     """
-    table = scores.groupby(["case", "arm"])["value"].mean().unstack().reindex(columns=list(arms))
+    arms = [arm for arm in looks if arm in set(scores["arm"])]
+    table = scores.groupby(["case", "arm"])["value"].mean().unstack().reindex(columns=arms)
     figure, axes = _figure(3.8)
     places = np.arange(len(arms))
     for values in table.to_numpy():
         axes.plot(places, values, color=PALE, lw=0.7, alpha=0.6, marker="o", ms=3)
     for place, arm in zip(places, arms, strict=True):
-        colour = ARM_COLOURS[place % len(ARM_COLOURS)]
-        axes.plot([place - 0.17, place + 0.17], [table[arm].mean()] * 2, color=colour, lw=3.2, zorder=3)
-    axes.set_xticks(places, list(arms), rotation=20 if len(arms) > 4 else 0)
+        axes.plot([place - 0.17, place + 0.17], [table[arm].mean()] * 2, color=looks[arm]["color"], lw=3.2, zorder=3)
+    axes.set_xticks(places, arms, rotation=20 if len(arms) > 4 else 0)
     axes.set_xlim(-0.5, len(arms) - 0.5)
     axes.set_ylabel(unit)
     title = f"A line is a test case (n = {len(table)}), a bar the mean"

@@ -184,6 +184,8 @@ class _Job:
 def _command(command: Sequence[str], log: Path, job: _Job) -> None:
     """The body of a forked process: PyMIC's command as its script would run it, its output in a log."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # by which SLURM tells that time is nearly over; submitit's handler in the job is the one to act
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     os.environ.update(job.environment)
     os.chdir(job.spec["working_folder"])
     with log.open("ab", buffering=0) as stream:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pymic_vf.compare.config_text import value_of
 from pymic_vf.compare.job import DONE, ELSEWHERE, LOG, MODEL, PRELOAD, main_of_process
-from pymic_vf.compare.plan import FINETUNING, PRETRAINING, Run, write_run
+from pymic_vf.compare.plan import Run, write_run
 from pymic_vf.compare.progress import LiveLine, duration, is_done, iteration, time_left
+from pymic_vf.compare.settings import Settings
 
 TICK = 2  # seconds between two looks at the logs
 GRACE = 60  # seconds that a stopped run has to write its checkpoint
@@ -36,15 +37,13 @@ class Pool:
 
     Args:
         runs: all runs, those that others start from first.
-        out: the comparison's folder.
+        settings: of the comparison.
         jobs: how many at once.
         gpus: CUDA devices that the jobs take in turn; empty: each takes what its config names.
-        keep_checkpoints: False: what no run needs any more goes.
     """
 
-    def __init__(self, runs: Sequence[Run], out: Path, jobs: int, gpus: Sequence[int], keep_checkpoints: bool) -> None:
-        self.runs, self.out, self.jobs, self.gpus = runs, out, jobs, gpus
-        self.keep_checkpoints = keep_checkpoints
+    def __init__(self, runs: Sequence[Run], settings: Settings, jobs: int, gpus: Sequence[int]) -> None:
+        self.runs, self.settings, self.out, self.jobs, self.gpus = runs, settings, settings.out, jobs, gpus
         self.failed: dict[str, str] = {}  # the reason by the run's name
         self.line = LiveLine()
         self._running: list[_Job] = []
@@ -95,8 +94,7 @@ class Pool:
         status, seconds = job.process.exitcode, time.monotonic() - job.began
         if status == DONE and is_done(job.run, self.out):
             self.line.say(f"{job.run.name} is done ({duration(seconds)}); {self._state()}")
-            if not self.keep_checkpoints:
-                self._remove_checkpoints(job.run)
+            remove_checkpoints(self.runs, self.settings)
         elif status == ELSEWHERE:
             self._fail(job.run, "another pymic_vf compare is at it")
         else:
@@ -106,16 +104,6 @@ class Pool:
     def _fail(self, run: Run, reason: str) -> None:
         self.failed[run.name] = reason
         self.line.say(f"{run.name} failed: {reason.splitlines()[0]}")
-
-    def _remove_checkpoints(self, run: Run) -> None:
-        """Those of a fine-tuning that is done, and of a pretraining from which no run will start any more."""
-        gone = [run] if run.kind == FINETUNING else []
-        for source in (each for each in self.runs if each.kind == PRETRAINING and is_done(each, self.out)):
-            if all(is_done(each, self.out) for each in self.runs if each.pretraining is source):
-                gone.append(source)
-        for each in gone:
-            for checkpoint in (self.out / each.name / MODEL).glob("*.pt"):
-                checkpoint.unlink()
 
     def _state(self) -> str:
         done = sum(is_done(run, self.out) for run in self.runs)
@@ -146,6 +134,18 @@ class Pool:
         for job in self._running:
             job.process.join(max(0.0, end - time.monotonic()))
             _signal(job.process, signal.SIGKILL)
+
+
+def remove_checkpoints(runs: Sequence[Run], settings: Settings) -> None:
+    """With ``keep_checkpoints = False`` those that no run needs any more: of a fine-tuning that is done, and of a
+    pretraining from which all are done that start from it."""
+    if settings.keep_checkpoints:
+        return
+    done = {run.name for run in runs if is_done(run, settings.out)}
+    for run in (run for run in runs if run.name in done):
+        if all(other.name in done for other in runs if other.pretraining is run):
+            for checkpoint in (settings.out / run.name / MODEL).glob("*.pt"):
+                checkpoint.unlink()
 
 
 def _signal(process: BaseProcess, number: int) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pymic_vf.compare.blocks import Block, Code, Details, Heading, Items, Picture, Table, Text, to_html, to_markdown
 from pymic_vf.compare.config_text import value_of
-from pymic_vf.compare.figures import draw_cases, draw_curves, draw_differences, draw_labels
+from pymic_vf.compare.figures import draw_cases, draw_curves, draw_differences, draw_labels, looks_of
 from pymic_vf.compare.plan import FINETUNING, PRETRAINING, SEGMENTATIONS, Run
 from pymic_vf.compare.progress import duration
 from pymic_vf.compare.results import all_scores, finished_runs, learning_curve
@@ -43,6 +43,7 @@ class _Material:
         classes = [name for name in dict.fromkeys(self.scores["class"]) if name != MEAN]
         self.classes = [*classes, MEAN] if len(classes) > 1 else classes
         self.metrics = [METRIC[name] for name in self.settings.metrics if name in set(self.scores["metric"])]
+        self.looks = looks_of([arm.name for arm in self.settings.arms])
         self.arms = [arm.name for arm in self.settings.arms if arm.name in set(self.scores["arm"])]
         self.labels = sorted(int(number) for number in self.scores["labels"].unique())
         self.seeds = sorted(int(seed) for seed in self.scores["seed"].unique())
@@ -240,13 +241,14 @@ def _mean(scores: pd.DataFrame, metric: Metric) -> str:
 def _pictures(material: _Material, main: str) -> list[Block]:
     metric, blocks = material.metrics[0], []
     if len(material.labels) > 1:
-        draw_labels(_in_units(material.of(metric, main), metric), metric.title, material.folder / "labels.png")
+        draw_labels(
+            _in_units(material.of(metric, main), metric), material.looks, metric.title, material.folder / "labels.png"
+        )
         blocks.append(Picture("labels.png", f"{metric.title} against the number of labelled scans"))
     for labels in material.labels:
         name = f"cases_{labels}.png"
         scores = material.of(metric, main, labels)
-        arms = [arm for arm in material.arms if arm in set(scores["arm"])]
-        draw_cases(_in_units(scores, metric), arms, metric.title, material.folder / name)
+        draw_cases(_in_units(scores, metric), material.looks, metric.title, material.folder / name)
         blocks.append(Picture(name, f"Each test case with {labels} labelled scans, {metric.title}, {main}"))
     for kind, labels in [(PRETRAINING, None), *((FINETUNING, number) for number in material.labels)]:
         curves: dict[str, list[pd.DataFrame]] = {}
@@ -256,8 +258,9 @@ def _pictures(material: _Material, main: str) -> list[Block]:
         for value in ("loss", "dice"):
             name = f"curves_{kind}{f'_{labels}' if labels else ''}_{value}.png"
             title = "Pretraining" if labels is None else f"Fine-tuning on {labels} labelled scans"
-            if curves and draw_curves(curves, value, title, material.folder / name):
-                blocks.append(Picture(name, f"{title}: {value} while training; thin lines are seeds"))
+            if curves and draw_curves(curves, material.looks, value, title, material.folder / name):
+                note = "; the losses of different methods are not to be compared" if kind == PRETRAINING else ""
+                blocks.append(Picture(name, f"{title}: {value} while training; thin lines are seeds{note}"))
     return [Heading("Pictures"), *blocks]
 
 
@@ -295,10 +298,10 @@ def _draw_case(material: _Material, pair: Pair, seed: int, case: str, path: Path
         if run.kind == FINETUNING and run.labels == pair.labels and run.seed == seed
     }
     run = runs[pair.arm]
-    row = run.pairs[run.pairs["segmentation"] == case].iloc[0]
     images = Path(value_of(run.config, "dataset", "test_dir") or value_of(run.config, "dataset", "train_dir"))
     truths = Path(run.evaluation["evaluation"]["ground_truth_folder"])
     try:
+        row = run.pairs.set_index("segmentation").loc[case]
         scan = read_scan([images / row["image"]])
         truth = read_scan([truths / row["ground_truth"]]).voxels[0]
         folder = material.settings.out
@@ -308,7 +311,7 @@ def _draw_case(material: _Material, pair: Pair, seed: int, case: str, path: Path
         }
         classes = [name for name in material.classes if name != MEAN]
         draw_overlays(scan.voxels[0], truth, segmentations, classes, path, scan.spacing)
-    except (OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError) as error:
         return f"cannot be drawn: {str(error).splitlines()[0]}"
     return None
 

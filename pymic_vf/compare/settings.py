@@ -17,8 +17,8 @@ from pymic_vf.keys import Key, Kind, Section, flag, list_of, names, one_of, path
 
 ALL = "all"
 METRICS = ("dice", "assd", "hd95", "iou")
-SECTION, ARM = "compare", "arm:"
-STAGES = ("pretrain", "finetune")
+SECTION, SLURM, ARM = "compare", "slurm", "arm:"
+SECTIONS = ("dataset", "self_supervised_learning", "network", "training", "testing")  # of PyMIC's configs
 OVERRIDE = re.compile(r"(?:(pretrain|finetune)\.)?(\w+)\.(\w+)")
 
 
@@ -57,6 +57,19 @@ ARM_KEYS = (
     Key("finetune", path("a config"), "instead of [compare] finetune"),
     Key("baseline", path("an arm"), "instead of [compare] baseline, such as another network from scratch"),
 )
+# of a job; the names are those of sbatch, as submitit has them
+SLURM_KEYS = (
+    Key("timeout_min", whole(1), "minutes; a run that takes longer is queued again and goes on", 1440),
+    Key("cpus_per_task", whole(1), "cores", 4),
+    Key("gpus_per_node", whole(0), "GPUs", 1),
+    Key("mem_gb", whole(1), "memory in GB", 32),
+    Key("array_parallelism", whole(1), "jobs of an array at once", 16),
+    Key("partition", path("a partition"), "by default the cluster's"),
+    Key("account", path("an account"), "by default the user's"),
+    Key("qos", path("a quality of service"), "by default the account's"),
+    Key("constraint", path("a feature"), "of the nodes"),
+)
+OF_SLURM_ALONE = ("array_parallelism", "partition", "account", "qos", "constraint")
 
 
 @dataclass(frozen=True)
@@ -80,13 +93,14 @@ class Arm:
     overrides: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
 
     def changes(self, stage: str) -> dict[tuple[str, str], str]:
-        """The overrides of one of `STAGES` by (section, key)."""
+        """The overrides of pretrain or finetune by (section, key)."""
         return {(section, key): text for (of, section, key), text in self.overrides.items() if of in ("", stage)}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A checked compare.cfg: the values of [compare], of which the table `COMPARE_KEYS` tells, and the arms."""
+    """A checked compare.cfg: the values of [compare], of which the table `COMPARE_KEYS` tells, the arms, and submitit's
+    parameters."""
 
     out: Path
     arms: tuple[Arm, ...]
@@ -98,6 +112,7 @@ class Settings:
     metrics: tuple[str, ...]
     class_names: tuple[str, ...]
     keep_checkpoints: bool
+    slurm: Mapping[str, Any]
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -118,11 +133,19 @@ def read_settings(cfg: Path) -> Settings:
     if SECTION not in text:
         raise ConfigError([f"{cfg}: has no section [{SECTION}]; its sections are {list(text)}"])
     for name in text:
-        if name != SECTION and not name.startswith(ARM):
-            mistakes.append(f"[{name}]: no such section; there are [{SECTION}] and an [{ARM}NAME] for each arm")
+        if name not in (SECTION, SLURM) and not name.startswith(ARM):
+            known = f"there are [{SECTION}], [{SLURM}] and an [{ARM}NAME] for each arm"
+            mistakes.append(f"[{name}]: no such section; {known}")
     section = _section(text[SECTION], SECTION, mistakes)
     _note_unknown(section, COMPARE_KEYS)
     values = section.read(COMPARE_KEYS)
+    slurm = _section(text.get(SLURM, {}), SLURM, mistakes)
+    _note_unknown(slurm, SLURM_KEYS)
+    parameters = {
+        f"slurm_{key}" if key in OF_SLURM_ALONE else key: value
+        for key, value in slurm.read(SLURM_KEYS).items()
+        if value is not None
+    }
     arms = [_read_arm(name, text[name], values, mistakes) for name in text if name.startswith(ARM)]
     if not arms:
         mistakes.append(f"there is no arm: each is a section [{ARM}NAME]")
@@ -138,7 +161,7 @@ def read_settings(cfg: Path) -> Settings:
     del values["baseline"], values["finetune"]
     values["out"] = Path(values["out"])
     values["pretrain_seeds"] = values["pretrain_seeds"] or values["seeds"]
-    return Settings(arms=tuple(arms), **values)
+    return Settings(arms=tuple(arms), slurm=parameters, **values)
 
 
 def _section(values: Mapping[str, str], name: str, mistakes: list[str]) -> Section:
@@ -182,6 +205,9 @@ def _read_arm(title: str, text: Mapping[str, str], compare: Mapping[str, Any], m
                 "SECTION.KEY for both"
             )
             continue
+        if parts[2] not in SECTIONS:
+            closest = did_you_mean(parts[2], SECTIONS)
+            mistakes.append(f"[{title}] {key}: there is no section {parts[2]}{closest}: {', '.join(SECTIONS)}")
         overrides[parts[1] or "", parts[2], parts[3]] = value
     return Arm(name, files["finetune"], files["pretrain"], files["weights"], values["baseline"], overrides)
 

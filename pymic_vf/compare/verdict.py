@@ -77,13 +77,13 @@ def verdict(pair: Pair) -> str:
     title = metric.title.split(" ", maxsplit=1)[0]
     size = f"{metric.signed(result.mean)} {metric.unit} of {title}"
     interval = f"95 % interval {metric.signed(result.low)} to {metric.signed(result.high)}"
-    facts = f"{size} ({interval}; n = {result.cases} cases, {_seeds(result)}; Wilcoxon p = {p_text(pair.p)} after Holm)"
+    facts = f"{size} ({interval}; n = {result.cases} cases, {_seeds(result)}; Wilcoxon {_p_equals(pair.p)} after Holm)"
     if result.cases < 2:
         return f"{what}: {size}, on one test case: nothing can be concluded from one case."
     if not result.excludes_zero:
         needed = cases_needed(result.deviation * metric.scale, metric.worth_seeing) if result.deviation > 0 else None
         power = (
-            f" A true difference of {metric.worth_seeing:g} {metric.unit} would take about {needed} test cases to be "
+            f" A true difference of {metric.worth_seeing:.1f} {metric.unit} would take about {needed} test cases to be "
             "found four times out of five, as these cases scatter."
             if needed and needed > result.cases
             else ""
@@ -92,7 +92,7 @@ def verdict(pair: Pair) -> str:
     is_better = (result.mean > 0) == metric.higher_is_better
     text = f"{what}: {facts}. The interval excludes 0: {pair.arm} is {'better' if is_better else 'worse'} here."
     if pair.p > ALPHA:
-        text += f" Wilcoxon's test after the correction does not agree (p = {p_text(pair.p)}): take it as a hint."
+        text += f" Wilcoxon's test after the correction does not agree ({_p_equals(pair.p)}): take it as a hint."
     against = [seed for seed, mean in result.by_seed.items() if mean * result.mean <= 0]
     if against:
         text += f" Not with every seed, though: not with {', '.join(map(str, against))}."
@@ -134,7 +134,12 @@ def cautions(pairs: Sequence[Pair], seeds: int, repeats_pretraining: bool) -> li
 
 
 def p_text(p: float) -> str:
+    """Such as 0.012."""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def _p_equals(p: float) -> str:
+    return f"p {'' if p < 1e-4 else '= '}{p_text(p)}"
 
 
 def _scans(labels: int) -> str:
