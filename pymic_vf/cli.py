@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("numexpr").setLevel(logging.WARNING)  # which blosc2 imports, tells of its threads
     try:
-        options.run(options)
+        status = options.run(options)
     except UserError as error:
         print(f"\nError: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,8 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("cfg", type=Path, help="a config for pretraining")
     preview.add_argument("--out", type=Path, required=True, help="the PNG to write")
     preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
-    check = command("check", _check, "find what is wrong with a config and its data, without training")
+    check = command("check", _check, "find what is wrong with a config and its data, and forecast the run: exit status "
+                    "0 for PASS, 2 for WARN, 1 for FAIL")  # fmt: skip
     check.add_argument("cfg", type=Path, help="any PyMIC config of a network or method of this package")
+    check.add_argument("--quick", action="store_true", help="the config and its csv files alone: no scan is read")
+    check.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     prepare = command("prepare", _prepare, "fill cache_dir before a training; can be stopped and started again")
     prepare.add_argument("cfg", type=Path, help="a config for pretraining, or a supervised one")
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
@@ -109,19 +112,35 @@ def _run_pymic(command: str, *arguments: str) -> int:
     return 0
 
 
+def parse_file(cfg: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a config file as PyMIC's commands parse them, before they prepare them.
+
+    Raises:
+        UserError: no such file, or one that PyMIC cannot parse.
+    """
+    from pymic.util.parse_config import parse_config
+
+    import pymic_vf
+
+    pymic_vf.register()
+    if not cfg.is_file():
+        raise UserError(f"{cfg}: there is no such config file")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return parse_config(argparse.Namespace(cfg=str(cfg)))
+
+
 def read_config(cfg: Path) -> dict[str, dict[str, Any]]:
     """A config as PyMIC's commands parse it, without the line that they print for each key.
 
     Raises:
         UserError: no such file, or one that PyMIC cannot parse.
     """
-    from pymic.util.parse_config import parse_config, synchronize_config
+    from pymic.util.parse_config import synchronize_config
 
-    if not cfg.is_file():
-        raise UserError(f"{cfg}: there is no such config file")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return synchronize_config(parse_config(argparse.Namespace(cfg=str(cfg))))
+        return synchronize_config(parse_file(cfg))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{cfg}: PyMIC cannot parse this config ({type(error).__name__}: {error})") from error
 
@@ -176,21 +195,10 @@ def _preview(options: argparse.Namespace) -> None:
     print(f"sample {options.sample} is drawn in {options.out}")
 
 
-def _check(options: argparse.Namespace) -> None:
-    from pymic_vf.host.agents import pretraining_agent
-    from pymic_vf.host.checks import check_network, check_supervised, is_supervised, method_name_of
+def _check(options: argparse.Namespace) -> int:
+    from pymic_vf.host.run_check import check_run
 
-    config = read_config(options.cfg)
-    if method_name_of(config):
-        pretraining_agent(config).create_dataset()
-    elif is_supervised(config):
-        for stage, section in (("train", "training"), ("test", "testing")):
-            if section in config:
-                check_supervised(config, stage)
-    else:
-        check_network(config)
-        print("the keys of PyMIC's own methods are PyMIC's to check")
-    print(f"{options.cfg}: nothing wrong found")
+    return check_run(options.cfg, parse_file(options.cfg), options.quick, options.jobs)
 
 
 def _prepare(options: argparse.Namespace) -> None:

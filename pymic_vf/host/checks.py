@@ -35,9 +35,9 @@ from pymic_vf.host.config_keys import (
     SEED_AND_FOLDER,
     TRAINING_KEYS,
 )
-from pymic_vf.host.execution import read_execution
-from pymic_vf.host.inference_settings import parse_inference
-from pymic_vf.host.known_keys import log_other_methods, unread_keys
+from pymic_vf.host.execution import EXECUTION_KEYS, read_execution
+from pymic_vf.host.inference_settings import INFERER, parse_inference
+from pymic_vf.host.known_keys import flat_network, log_other_methods, unread_keys
 from pymic_vf.host.processes import process_count
 from pymic_vf.host.testing_checks import check_testing
 from pymic_vf.host.training_checks import check_further_training, check_makes_one_hot
@@ -170,6 +170,18 @@ def check_config(config: Config, stage: str, is_next: bool = True) -> None:
         check_pretraining(config, process_count())
     elif is_ours and (stage == "test" or is_supervised(config)):
         check_supervised(config, stage, is_next)
+
+
+def warnings_of_stock(config: Config) -> list[str]:
+    """What a config of another network with keys of ours has that nobody reads; nothing for all other configs."""
+    network, testing, dataset = (config.get(name, {}) for name in ("network", "testing", "dataset"))
+    opted = any(key.name in network for key in EXECUTION_KEYS) or testing.get(INFERER.name) == "fast"
+    opted = opted or any(name in dataset for name in ("cache_dir", "crop_min_foreground"))
+    if not opted or method_name_of(config) or network.get("net_type") == "PCTNet":
+        return []
+    found, _of_network = unread_keys(config, TransformDict)
+    problem = flat_network(network)
+    return [*found, *([problem] if problem else [])]
 
 
 def check_supervised(config: Config, stage: str, is_next: bool = False) -> None:
@@ -441,6 +453,8 @@ def _check_network(network: Section, method: Method, modalities: int) -> None:
     outputs = method.class_names(in_chns)
     if values["class_num"] not in (None, len(outputs)):
         network.wrong("class_num", f"must be {len(outputs)} for {method.title} ({', '.join(outputs)})")
+    if problem := flat_network(network.values):
+        network.mistakes.append(problem)
     if in_chns < modalities:
         network.wrong("in_chns", f"must be at least [dataset] modal_num = {modalities}")
     if ours := network_of(network.values):

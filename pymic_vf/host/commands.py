@@ -17,6 +17,7 @@ from typing import Any
 from pymic_vf.errors import ConfigError, did_you_mean
 from pymic_vf.host.config_file import read_configs_plainly
 
+log = logging.getLogger(__name__)
 TRAIN, TEST = "train", "test"
 # What a command of PyMIC reads before any agent is there.
 NEEDED = {
@@ -45,9 +46,17 @@ def _check_first(host: ModuleType, stage: str) -> None:
         synchronised, mistakes = find_mistakes(config, [stage], stock)
         if mistakes:
             raise ConfigError(mistakes)
+        for line in _warnings(synchronised):
+            log.warning("%s", line)
         return synchronised
 
     host.synchronize_config = synchronize_config
+
+
+def _warnings(config: Config) -> list[str]:
+    from pymic_vf.host.checks import warnings_of_stock
+
+    return warnings_of_stock(config)
 
 
 def find_mistakes(
@@ -84,6 +93,16 @@ def _mistakes_of_stages(config: Config, stages: Sequence[str], is_next: bool) ->
         except ConfigError as error:
             mistakes.extend(mistake for mistake in error.mistakes if mistake not in mistakes)
     return mistakes
+
+
+def stages_of(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The stages that a config is for: what it has of [training] and [testing] tells."""
+    dataset, training, testing = (config.get(name, {}) for name in ("dataset", "training", "testing"))
+    learns = "train_csv" in dataset or "iter_max" in training or "optimizer" in training
+    is_tested = "output_dir" in testing or "ckpt_mode" in testing or "test_csv" in dataset
+    if dataset.get("supervise_type") == "self_sup":
+        return [TRAIN]
+    return [stage for stage, there in ((TRAIN, learns), (TEST, is_tested)) if there] or [TRAIN]
 
 
 def _missing_for_commands(config: Mapping[str, Mapping[str, Any]], stage: str) -> list[str]:
@@ -125,9 +144,13 @@ def _task_mistakes(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
     slides = config.get("testing", {}).get("sliding_window_enable")
     if size is not None and not isinstance(size, list):
         mistakes.append(f"[dataset] patch_size must be a list of whole numbers of at least 1, got {size!r}")
-    elif slides and size is not None and config["testing"].get("sliding_window_stride") is None:
-        if not all(isinstance(side, (int, float)) for side in size):  # whose halves are to be the stride
-            mistakes.append(f"[dataset] patch_size must be a list of whole numbers of at least 1, got {size!r}")
+    elif (
+        slides
+        and size is not None
+        and config["testing"].get("sliding_window_stride") is None
+        and not all(isinstance(side, (int, float)) for side in size)
+    ):  # whose halves are to be the stride
+        mistakes.append(f"[dataset] patch_size must be a list of whole numbers of at least 1, got {size!r}")
     return mistakes
 
 

@@ -198,8 +198,10 @@ def print_config_once(host: ModuleType) -> None:
 
 
 # PyMIC's commands read sections, keys and names of methods before any agent is there to check them
-UNUSABLE_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG)
+UNUSABLE_FILES = (
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+)  # fmt: skip
 COMMANDS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.util.parse_config")
 
 
@@ -209,9 +211,8 @@ def _message_for_users(error: BaseException, trace: TracebackType | None) -> str
         return str(error)
     if isinstance(error, configparser.Error):
         return f"the config file cannot be parsed: {error}"
-    if isinstance(error, OSError) and error.filename is not None:
-        if isinstance(error, UNUSABLE_FILES) or error.errno in NO_ROOM:
-            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.filename is not None and error.errno in UNUSABLE_FILES:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, KeyError) and str(error.args[0]).startswith("File not found: "):  # PyMIC's reader of images
         return str(error.args[0])
     frames = traceback.extract_tb(trace)

@@ -36,6 +36,8 @@ Config = Mapping[str, Mapping[str, Any]]
 
 # Sections whose keys are not ours to judge: of PyMIC's other ways of learning, and what pymic_eval_seg reads.
 OTHER_SECTIONS = ("evaluation", "semi_supervised_learning", "weakly_supervised_learning", "noisy_label_learning")
+# Networks of PyMIC whose key `dimension` is 2 by default.
+FLAT_BY_DEFAULT = ("UNet", "UNetpp")
 # What PyMIC writes into a config while it runs.
 MADE = {"dataset": ("task",), "training": ("last_iter",), "testing": ("class_num",)}
 # What PyMIC reads in the same sections for other ways of learning and other commands, or read in earlier versions.
@@ -135,6 +137,16 @@ def _unread(section: str, name: str, value: Any, known: Mapping[str, Mapping[str
         return f"[{section}] {written} belongs in {where} and would be ignored here, got {value!r}"
     closest = did_you_mean(name, known[section].values())
     return f"[{section}] {name}: there is no such key{closest}; it would be ignored, got {value!r}"
+
+
+def flat_network(network: Mapping[str, Any]) -> str:
+    """What to say of a network that is 2D where its key ``dimension`` is not there; nothing of others."""
+    name = network.get("net_type")
+    if name not in FLAT_BY_DEFAULT or network.get("dimension") is not None:
+        return ""
+    return (
+        f"[network] dimension is missing: 3; without it {name} is 2D and sees each slice alone (2, where that is meant)"
+    )
 
 
 def log_other_methods(config: Config, method: str) -> None:
