@@ -87,15 +87,17 @@ def test_from_safetensors_to_training(scans: Path, tmp_path: Path, caplog):
 
 @pytest.fixture(scope="module")
 def trained(scans: Path, tmp_path_factory) -> Path:
-    """A folder with a fine-tuned UNet, ``finetune_1.pt``."""
+    """A folder with a fine-tuned UNet, ``finetune_1.pt``, and one scan to test it with."""
     out = tmp_path_factory.mktemp("trained")
     (out / "finetune").mkdir()
-    agent(scans, out, UNET, training={"iter_max": 1}, dataset={"valid_csv": scans / "labelled.csv"}).run()
+    (out / "one.csv").write_text("image,label\nscan_0.nii.gz,scan_0_lab.nii.gz\n")
+    agent(scans, out, UNET, training={"iter_max": 1}, dataset={"valid_csv": out / "one.csv"}).run()
     return out
 
 
 def segmenting(scans: Path, out: Path, network: dict = UNET, **testing) -> SegmentationAgent:
-    return agent(scans, out, network, "test", testing={"output_dir": out / "result", **testing})
+    testing = {"output_dir": out / "result", "sliding_window_stride": [16, 32, 32], **testing}
+    return agent(scans, out, network, "test", testing=testing, dataset={"test_csv": out / "one.csv"})
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2, 3])

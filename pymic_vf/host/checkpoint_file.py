@@ -7,6 +7,7 @@ uncompressed as torch writes them, and their own checksums, which torch does not
 from __future__ import annotations
 
 import hashlib
+import mmap
 import pickle
 import re
 import zipfile
@@ -113,9 +114,10 @@ def _check_legacy(path: Path) -> None:
         UserError: they are none, or take too long.
     """
     try:
-        with path.open("rb") as file:
+        # mapped, since a file that is asked for the terabytes that a pickle announces makes room for them first
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for _ in range(LEGACY_PICKLES):
-                _check_cost(path, file)
+                _check_cost(path, content)
     except UserError:
         raise
     except (ValueError, IndexError, KeyError):  # no pickle from here on: torch, which comes as far, says what it is
