@@ -126,6 +126,27 @@ def test_choices_that_cannot_be(scans: Path, trained: Path, testing: dict, messa
         segmenting(scans, trained, **testing).run()
 
 
+def test_a_test_with_outer_names_of_other_tools(scans: Path, trained: Path):
+    weights = torch.load(trained / "finetune" / "finetune_1.pt", weights_only=False)["model_state_dict"]
+    torch.save({"state_dict": {f"net.{name}": weight for name, weight in weights.items()}}, trained / "lightning.pt")
+    segmenting(scans, trained, ckpt_mode=2, ckpt_name=trained / "lightning.pt").run()
+    (trained / "result" / "scan_0.nii.gz").unlink()
+
+
+class WithExtraState(nn.Linear):
+    def get_extra_state(self) -> list[int]:
+        return [1]
+
+    def set_extra_state(self, state: list[int]) -> None:
+        self.state = state
+
+
+def test_extra_state_is_no_weight():
+    net = WithExtraState(2, 2)
+    weights, report = select_weights(net, net.state_dict(), {})
+    assert sorted(weights) == sorted(report.loaded) == ["bias", "weight"] and not report.missing
+
+
 def test_a_test_with_weights_of_another_network_is_explained(scans: Path, trained: Path):
     path = trained / "finetune" / "finetune_1.pt"
     wider = {**UNET, "feature_chns": [4, 4, 8, 16, 16]}

@@ -276,6 +276,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "wide tuples": (lambda: pickled_as(wide_tuples()), "nested so that reading them would take"),
     "a text of terabytes": (lambda: b"\x80\x02\x8e" + struct.pack("<Q", 2**42) + b"x.", BAD),
     "a text of terabytes in an archive": (lambda: pickled_as(b"\x80\x02\x8e" + struct.pack("<Q", 2**42) + b"x."), BAD),
+    "a pickle of nothing but instructions": (lambda: pickled_as(b"\x80\x02" + bytes(2**25)), "of it are no weights"),
     "one value as a billion": (lambda: weights(w=torch.zeros(1).expand(10**9)), r"announce 4000000000 bytes"),
     "many views of one storage": (
         lambda: weights(**{f"w{n}": torch.zeros(10**5).expand(100, 10**5) for n in range(20)}), "announce"),
