@@ -35,6 +35,17 @@ def test_bare_state_dict_is_taken(tmp_path: Path):
         loaded["optimizer_state_dict"]
 
 
+def test_entries_of_another_type_are_named(tmp_path: Path):
+    weights = {"w": torch.ones(2)}
+    torch.save({"model_state_dict": weights, "iteration": -1, "valid_pred": "x"}, tmp_path / "a.pt")
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: its 'iteration' must be a whole number, got a int"):
+        loaded["iteration"]
+    with pytest.raises(UserError, match=r"its 'valid_pred' must be a number, got a str"):
+        loaded.get("valid_pred", 0)
+    assert loaded.get("valid_loss", 10) == 10
+
+
 def test_absolute_name_behind_ckpt_dir(tmp_path: Path):
     path = tmp_path / "a.pt"
     torch.save({"model_state_dict": {}}, path)

@@ -87,15 +87,17 @@ def test_from_safetensors_to_training(scans: Path, tmp_path: Path, caplog):
 
 @pytest.fixture(scope="module")
 def trained(scans: Path, tmp_path_factory) -> Path:
-    """A folder with a fine-tuned UNet, ``finetune_1.pt``."""
+    """A folder with a fine-tuned UNet, ``finetune_1.pt``, and one scan to test it with."""
     out = tmp_path_factory.mktemp("trained")
     (out / "finetune").mkdir()
-    agent(scans, out, UNET, training={"iter_max": 1}, dataset={"valid_csv": scans / "labelled.csv"}).run()
+    (out / "one.csv").write_text("image,label\nscan_0.nii.gz,scan_0_lab.nii.gz\n")
+    agent(scans, out, UNET, training={"iter_max": 1}, dataset={"valid_csv": out / "one.csv"}).run()
     return out
 
 
 def segmenting(scans: Path, out: Path, network: dict = UNET, **testing) -> SegmentationAgent:
-    return agent(scans, out, network, "test", testing={"output_dir": out / "result", **testing})
+    testing = {"output_dir": out / "result", "sliding_window_stride": [16, 32, 32], **testing}
+    return agent(scans, out, network, "test", testing=testing, dataset={"test_csv": out / "one.csv"})
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2, 3])
@@ -122,6 +124,27 @@ def test_each_way_to_choose_a_checkpoint(scans: Path, trained: Path, mode: int):
 def test_choices_that_cannot_be(scans: Path, trained: Path, testing: dict, message: str):
     with pytest.raises(UserError, match=message):
         segmenting(scans, trained, **testing).run()
+
+
+def test_a_test_with_outer_names_of_other_tools(scans: Path, trained: Path):
+    weights = torch.load(trained / "finetune" / "finetune_1.pt", weights_only=False)["model_state_dict"]
+    torch.save({"state_dict": {f"net.{name}": weight for name, weight in weights.items()}}, trained / "lightning.pt")
+    segmenting(scans, trained, ckpt_mode=2, ckpt_name=trained / "lightning.pt").run()
+    (trained / "result" / "scan_0.nii.gz").unlink()
+
+
+class WithExtraState(nn.Linear):
+    def get_extra_state(self) -> list[int]:
+        return [1]
+
+    def set_extra_state(self, state: list[int]) -> None:
+        self.state = state
+
+
+def test_extra_state_is_no_weight():
+    net = WithExtraState(2, 2)
+    weights, report = select_weights(net, net.state_dict(), {})
+    assert sorted(weights) == sorted(report.loaded) == ["bias", "weight"] and not report.missing
 
 
 def test_a_test_with_weights_of_another_network_is_explained(scans: Path, trained: Path):

@@ -66,13 +66,15 @@ def test_what_the_score_of_a_validation_is(tmp_path: Path):
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2])
-def test_a_pct_net_is_known_by_its_weights(mode: int):
+def test_a_pct_net_is_known_by_its_weights(tmp_path: Path, mode: int):
     network = {**NETWORK, "resolution_mode": mode, "in_chns": 3, "class_num": 4}
     net = PCTNet(network)
     found = pct_net_of(net.state_dict())
     assert all(found[key] == network[key] for key in ("in_chns", "class_num", "feature_chns", "num_heads"))
     assert found["resolution_mode"] == mode
     assert found["windows"] == [net.settings.window(level)[0] for level in (2, 3, 4)]
+    torch.save({name: torch.tensor(1.0) for name in net.state_dict()}, tmp_path / "odd.pt")
+    assert inspect_file(tmp_path / "odd.pt")[0]["network"] == {}
     assert pct_net_of({"encoder.weight": torch.ones(2)}) == {}
 
 
@@ -89,11 +91,20 @@ def test_released_weights_and_bare_dicts(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "provenance", [[], "text", {"config": 3}, {"config": {"network": []}}, {"data": torch.ones(2)}]
+    "provenance",
+    [
+        {"method": "\x1b[2J", "data": {"scans": 2**900, "a\nb": float("nan")}},
+        [],
+        "text",
+        {"config": 3},
+        {"config": {"network": []}},
+        {"data": torch.ones(2)},
+    ],
 )
 def test_odd_provenance_is_shown_as_it_is(tmp_path: Path, provenance: Any):
     report, _checkpoint = inspect_file(write(tmp_path / "a.pt", {"w": torch.ones(2)}, provenance))
     json.dumps(report, allow_nan=False)
+    assert as_text(report).replace("\n", "").isprintable()
     assert "not finite" in as_text(report)
 
 

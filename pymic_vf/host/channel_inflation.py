@@ -1,6 +1,6 @@
 """A network of more input channels than its checkpoint's: the first convolution's weights, repeated.
 
-As I3D (Carreira and Zisserman, 2017, section 2.3) inflates 2D filters along time, here along the channels: repeated r
+As I3D (Carreira and Zisserman, 2017, section 2.4) inflates 2D filters along time, here along the channels: repeated r
 times and divided by r, so that the same image in every channel gives what the checkpoint's network gave.
 """
 

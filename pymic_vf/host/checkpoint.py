@@ -29,9 +29,9 @@ CONTENT = {
 }
 
 RULES = {
-    "optimizer_state_dict": (Mapping, "a dict"),
-    "iteration": (int, "a whole number"),
-    "valid_pred": ((int, float, np.floating), "a number"),
+    "optimizer_state_dict": (lambda value: isinstance(value, Mapping), "a dict"),
+    "iteration": (lambda value: isinstance(value, int) and 0 <= value < 2**63, "a whole number"),
+    "valid_pred": (lambda value: isinstance(value, (int, float, np.floating)), "a number"),
 }
 
 
@@ -44,8 +44,8 @@ class Checkpoint(dict):
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        if name in RULES and not isinstance(value, RULES[name][0]):
-            raise UserError(f"{self.path}: its {name!r} must be {RULES[name][1]}, it is a {type(value).__name__}")
+        if name in RULES and not RULES[name][0](value):
+            raise UserError(f"{self.path}: its {name!r} must be {RULES[name][1]}, got a {type(value).__name__}")
         return value
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -7,6 +7,7 @@ uncompressed as torch writes them, and their own checksums, which torch does not
 from __future__ import annotations
 
 import hashlib
+import mmap
 import pickle
 import re
 import zipfile
@@ -20,6 +21,7 @@ import torch
 from pymic_vf.errors import UserError
 from pymic_vf.host.pickle_cost import is_too_costly
 
+LARGEST_PICKLE = 2**25  # bytes; names and places of 400 weights and of their optimizer are 150,000
 LEGACY_PICKLES = 5  # a magic number, a version, the machine, the content, the keys of the storages
 ARCHIVE, TORCH_SCRIPT = b"PK\x03\x04", "/constants.pkl"
 METADATA, CHECKSUM = "safetensors_metadata", "weights_sha256"
@@ -93,6 +95,8 @@ def _check_archive(path: Path) -> None:
                 raise UserError(f"{path}: has two entries of the same name; not loaded")
             if not any(name.endswith("/data.pkl") for name in names):
                 raise UserError(f"{path}: a zip archive, but not of torch.save: it has no data.pkl")
+            if any(entry.file_size > LARGEST_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
+                raise UserError(f"{path}: more than {LARGEST_PICKLE} bytes of it are no weights; not loaded")
             damaged = archive.testzip()
             if not damaged:
                 for name in (name for name in names if name.endswith(".pkl")):
@@ -113,9 +117,10 @@ def _check_legacy(path: Path) -> None:
         UserError: they are none, or take too long.
     """
     try:
-        with path.open("rb") as file:
+        # mapped, since a file that is asked for the terabytes that a pickle announces makes room for them first
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for _ in range(LEGACY_PICKLES):
-                _check_cost(path, file)
+                _check_cost(path, content)
     except UserError:
         raise
     except (ValueError, IndexError, KeyError):  # no pickle from here on: torch, which comes as far, says what it is
@@ -133,10 +138,9 @@ def _read_torch(path: Path, map_location: Any) -> Mapping[Any, Any]:
     except torch.OutOfMemoryError as error:
         raise UserError(f"{path}: there is not enough memory on the device for it ({_said(error)})") from error
     except Exception as error:  # a hostile pickle makes torch raise whatever it likes
-        if named := re.search(
-            r"GLOBAL ([\w.]+)|(?:call|instantiate|BUILD|of class|unsupported class) ([\w.]+)", str(error)
-        ):
-            raise UserError(f"{path}: this file contains code ({named[1] or named[2]}); not loaded") from error
+        if named := re.search(r"GLOBAL ([\w.]+)|Trying to (?:call|instantiate)|Can only build", str(error)):
+            what = f" ({named[1]})" if named[1] else ""
+            raise UserError(f"{path}: this file contains code{what}; not loaded") from error
         if isinstance(error, pickle.UnpicklingError):
             raise UserError(f"{path}: not a checkpoint that can be loaded; it is of another kind or damaged") from error
         raise UserError(f"{path}: not a checkpoint that can be loaded ({_said(error)})") from error

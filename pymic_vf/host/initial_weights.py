@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,16 +61,20 @@ def select_weights(
     is_inflated = section.read_key(INFLATION_KEY)
     if section.mistakes:
         raise ConfigError(section.mistakes)
-    wanted = net.get_parameters_to_load() if hasattr(net, "get_parameters_to_load") else net.state_dict()
+    wanted = _tensors(net.get_parameters_to_load() if hasattr(net, "get_parameters_to_load") else net.state_dict())
     explain = getattr(net, "explain_mismatch", lambda _name: None)
-    given = without_outer_name(given, wanted)
+    given = without_outer_name(_tensors(given), wanted)
     class_num, in_chns = (_channels(network.get(name)) for name in ("class_num", "in_chns"))
     inflated: list[str] = []
     if is_inflated and in_chns:
         given, inflated = inflate(given, wanted, in_chns)
-    report = compare_weights(given, wanted, explain, class_num, in_chns)
-    report.inflated.extend(inflated)
+    report = replace(compare_weights(given, wanted, explain, class_num, in_chns), inflated=inflated)
     return {name: weight for name, weight in given.items() if name in wanted and fits(weight, wanted[name])}, report
+
+
+def _tensors(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Without the extra state of a module, which may be anything."""
+    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
 
 
 def _channels(value: Any) -> int | None:
@@ -103,7 +108,7 @@ def _load_all(net: nn.Module, load: Callable, weights: Mapping[str, Tensor], *ar
     cause = None
     if not report.mis_shaped:
         try:
-            return load(weights, *args, **options)
+            return load(without_outer_name(weights, net.state_dict()), *args, **options)
         except RuntimeError as error:
             cause = error
     title = f"the checkpoint to test with is not of this {type(net).__name__}; [network] must be as in its training:"

@@ -19,6 +19,7 @@ from pymic_vf.host.state_dicts import count_parameters, few, non_finite
 
 PROVENANCE = "pymic_vf"  # the entry of a checkpoint that says what made it
 CHUNK = 2**20
+LONGEST, LARGEST = 1000, 2**63  # texts and lists, and numbers, that are shown
 DICE, OF_LOSS = "Dice of the validation", "1 / (1 + loss) of the validation"
 Report = dict[str, Any]
 
@@ -68,24 +69,27 @@ def _provenance(checkpoint: Checkpoint) -> Report:
     """What a checkpoint of ours, or an export of one, says of its making; empty where it says nothing."""
     entry = checkpoint.get(PROVENANCE)
     found = entry.get("provenance") if isinstance(entry, Mapping) else None
-    if found is None and isinstance(text := checkpoint.get(METADATA, {}).get(PROVENANCE), str):
+    metadata = checkpoint.get(METADATA)
+    if found is None and isinstance(metadata, Mapping):
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
+            found = json.loads(metadata.get(PROVENANCE, "null"))
+        except (ValueError, TypeError, RecursionError):
             found = None
     return _plain(found) if isinstance(found, Mapping) else {}
 
 
 def _plain(value: Any, depth: int = 6) -> Any:
-    """The value as JSON can write it; what it cannot becomes a short text."""
+    """The value as JSON can write it and a terminal can show it; what cannot be becomes a short text."""
     if isinstance(value, (np.floating, float)):
         return float(value) if math.isfinite(value) else str(float(value))
-    if value is None or isinstance(value, (bool, int, str)):
+    if isinstance(value, str):
+        return "".join(char if char.isprintable() else "?" for char in value[:LONGEST])
+    if value is None or (isinstance(value, int) and abs(value) < LARGEST):
         return value
     if depth and isinstance(value, Mapping):
-        return {str(name): _plain(each, depth - 1) for name, each in list(value.items())[:1000]}
+        return {str(_plain(name, 0)): _plain(each, depth - 1) for name, each in list(value.items())[:LONGEST]}
     if depth and isinstance(value, (list, tuple)):
-        return [_plain(each, depth - 1) for each in value[:1000]]
+        return [_plain(each, depth - 1) for each in value[:LONGEST]]
     return f"({type(value).__name__})"
 
 
@@ -109,7 +113,7 @@ def _network(weights: Mapping[str, Any], made_by: Report) -> Report:
         return {**section, "known_by": "its config"}
     try:
         return pct_net_of(weights)
-    except (KeyError, IndexError, ValueError, AttributeError):  # names of a PCT-Net and not its shapes
+    except (KeyError, IndexError, ValueError, TypeError):  # names of a PCT-Net and not its shapes
         return {}
 
 

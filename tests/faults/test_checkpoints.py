@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib
 import io
 import json
 import lzma
@@ -23,20 +24,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pymic
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pymic.net_run.agent_seg import SegmentationAgent
 from safetensors.torch import save_file
 from torch import nn
 
 import pymic_vf
 from pymic_vf.cli import main
 from pymic_vf.errors import UserError
+from pymic_vf.host.agents import pretraining_agent
 from pymic_vf.host.checkpoint import load, save_whole
 from pymic_vf.host.checkpoint_file import allow_numpy_scalars
 
-from conftest import finetuning, write_cfg
+from conftest import finetuning, parsed, pretraining, write_cfg
 
 pymic_vf.register()
 allow_numpy_scalars()
@@ -270,6 +274,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "tuples whose hash takes years": (lambda: pickled_as(nested_tuples(50)), "nested so that reading them would take"),
     "the same in a legacy file": (lambda: legacy_of(nested_tuples(50)), "nested so that reading them would take"),
     "wide tuples": (lambda: pickled_as(wide_tuples()), "nested so that reading them would take"),
+    "a text of terabytes": (lambda: b"\x80\x02\x8e" + struct.pack("<Q", 2**42) + b"x.", BAD),
+    "a text of terabytes in an archive": (lambda: pickled_as(b"\x80\x02\x8e" + struct.pack("<Q", 2**42) + b"x."), BAD),
+    "a pickle of nothing but instructions": (lambda: pickled_as(b"\x80\x02" + bytes(2**25)), "of it are no weights"),
     "one value as a billion": (lambda: weights(w=torch.zeros(1).expand(10**9)), r"announce 4000000000 bytes"),
     "many views of one storage": (
         lambda: weights(**{f"w{n}": torch.zeros(10**5).expand(100, 10**5) for n in range(20)}), "announce"),
@@ -486,6 +493,73 @@ def test_any_damage_at_length(damaged_folder: Path, changes, cut, kind):
 
 ARCHIVE, LEGACY = saved(good()), saved(good(), _use_new_zipfile_serialization=False)
 PICKLE = zipfile.ZipFile(io.BytesIO(ARCHIVE)).read("archive/data.pkl")
+
+
+# By every way in
+
+
+def modules_that_load() -> list[str]:
+    """Every module of the installed PyMIC that calls torch.load, but for the copy of one that nobody imports."""
+    root = Path(pymic.__file__).parent
+    files = (file for file in root.rglob("*.py") if "torch.load(" in file.read_text())
+    modules = (".".join(("pymic", *file.relative_to(root).with_suffix("").parts)) for file in files)
+    return sorted(module for module in modules if "net2d.trans2d" not in module)
+
+
+@pytest.mark.parametrize("module", modules_that_load())
+@pytest.mark.parametrize("options", [{}, {"weights_only": False}], ids=["", "unsafe"])
+def test_no_module_of_pymic_runs_what_it_loads(here: Path, module: str, options: dict):
+    Path("bad.pt").write_bytes(HOSTILE["touch in an archive"][0]())
+    with pytest.raises((UserError, pickle.UnpicklingError)):
+        importlib.import_module(module).torch.load("bad.pt", **options)
+    assert not Path(EXECUTED).exists()
+
+
+def test_pymic_averages_checkpoints_as_before(here: Path):
+    for n in range(3):
+        save_whole({"model_state_dict": {"w": torch.full((2,), float(n))}, "valid_pred": np.float64(1)}, f"{n}.pt")
+    importlib.import_module("pymic.util.model_operate").get_average_model("0.pt", "1.pt", "2.pt", "mean.pt")
+    assert load("mean.pt")["model_state_dict"]["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["os.system", "NaN", "cut off in the middle", "a weight that is a list"])
+@pytest.mark.parametrize("kind", ["supervised", "VF", "MIM"])
+def test_no_training_starts_from_one(scans: Path, here: Path, kind: str, name: str):
+    make, message = HOSTILE[name]
+    Path("bad.pt").write_bytes(make())
+    training = {"ckpt_init_name": here / "bad.pt", "ckpt_dir": here / "run"}
+    if kind == "supervised":
+        config = finetuning(scans, here, training=training, dataset={"num_worker": 0})
+        agent = SegmentationAgent(parsed(here / "a.cfg", config))
+    else:
+        changes = {"dataset": {"num_worker": 0}, "training": training}
+        if kind == "MIM":
+            changes["self_supervised_learning"] = {"method_name": "MIM"}
+            changes["dataset"] |= {"train_transform": None, "task_type": "rec", "MIM_block_size": [4, 8, 8]}
+            changes["network"] = {"class_num": 1, "multiscale_pred": False}
+            changes["training"] |= {"deep_supervise": False, "loss_type": "MAELoss", "loss_weight": None}
+        agent = pretraining_agent(parsed(here / "a.cfg", pretraining(scans, here, **changes)))
+    Path("run").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=message):
+        agent.run()
+    assert not Path(EXECUTED).exists() and not list(here.glob("run/*.pt"))
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["os.system", "NaN"])
+def test_no_test_takes_one(scans: Path, here: Path, mode: int, name: str):
+    make, message = HOSTILE[name]
+    Path("finetune").mkdir()
+    for file in ("finetune/finetune_1.pt", "finetune/finetune_best.pt"):
+        Path(file).write_bytes(make())
+    for note in ("latest", "best"):
+        Path(f"finetune/finetune_{note}.txt").write_text("1")
+    path = here / "finetune" / "finetune_1.pt"
+    testing = {"ckpt_mode": mode, "ckpt_name": [path, path] if mode == 3 else path}
+    agent = SegmentationAgent(parsed(here / "a.cfg", finetuning(scans, here, testing=testing)), "test")
+    with pytest.raises(UserError, match=message):
+        agent.run()
+    assert not Path(EXECUTED).exists() and not list(here.glob("result/*.nii.gz"))
 
 
 # By the commands
