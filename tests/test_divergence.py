@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_training_steps import STEPS, UNET, agent_of
 from torch import nn
 
 import pymic_vf
@@ -18,7 +19,6 @@ from pymic_vf.host.processes import Processes
 from pymic_vf.host.run_state import WatchedLoader
 
 from conftest import finetuning, merged, pretraining
-from test_training_steps import STEPS, UNET, agent_of
 
 pymic_vf.register()
 
