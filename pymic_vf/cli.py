@@ -60,10 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--seed", type=int, default=0, help="the same seed, the same voxels (default: %(default)s)")
     phantom.add_argument("--size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels of a volume")
     phantom.add_argument("--counts", nargs="+", metavar="SET=N", default=[], help="such as pretrain=40 train=3 test=6")
-    preview = command("preview", _preview, "draw a training sample of your own pretraining config and data")
+    preview = command(
+        "preview",
+        _preview,
+        "draw a sample of your own pretraining config and data; after training, the network's answer too",
+    )
     preview.add_argument("cfg", type=Path, help="a config for pretraining")
     preview.add_argument("--out", type=Path, required=True, help="the PNG to write")
     preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
+    preview.add_argument("--ckpt", type=Path, help="whose answer to draw (default: the last in ckpt_dir, if any)")
     check = command("check", _check, "find what is wrong with a config and its data, and forecast the run: exit status "
                     "0 for PASS, 2 for WARN, 1 for FAIL")  # fmt: skip
     check.add_argument("cfg", type=Path, help="any PyMIC config of a network or method of this package")
@@ -191,7 +196,7 @@ def _counts(items: Sequence[str]) -> dict[str, int]:
 def _preview(options: argparse.Namespace) -> None:
     from pymic_vf.demo.preview import draw_preview
 
-    draw_preview(read_pretraining(options.cfg), options.sample, options.out)
+    draw_preview(read_pretraining(options.cfg), options.sample, options.out, options.ckpt)
     print(f"sample {options.sample} is drawn in {options.out}")
 
 

@@ -262,3 +262,22 @@ def test_its_keys_are_checked_where_labels_are_learnt_from(scans: Path, tmp_path
         SegmentationAgent(parsed(tmp_path / "a.cfg", bad)).run()
     assert any("depths must be" in mistake for mistake in caught.value.mistakes)
     assert any("multiscale_pred must be True" in mistake for mistake in caught.value.mistakes)
+
+
+def test_sizes_that_it_would_refuse_in_the_middle_of_a_run_are_named_before(scans: Path, tmp_path: Path):
+    network = {**dict.fromkeys(NETWORK), **SMALL, "multiscale_pred": False}
+    changes = {"network": network, "training": {"deep_supervise": False}}
+    bad = pretraining(scans, tmp_path, **changes)
+    bad["dataset"]["VF_crop_size"] = [16, 32, 40]
+    bad["network"]["class_num"] = 5
+    with pytest.raises(
+        ConfigError, match=r"\[dataset\] VF_crop_size must be multiples of \[16, 32, 32\] for this network: axis W"
+    ):
+        pretraining_agent(parsed(tmp_path / "a.cfg", bad))
+    bad = finetuning(scans, tmp_path, **changes, dataset={"RandomCrop_output_size": [8, 32, 32]},
+                     testing={"sliding_window_size": [16, 48, 32]})  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        SegmentationAgent(parsed(tmp_path / "b.cfg", bad)).run()
+    crop, window = caught.value.mistakes
+    assert crop.startswith("[dataset] RandomCrop_output_size must be multiples") and "axis D is 8" in crop
+    assert window.startswith("[testing] sliding_window_size must be multiples") and "axis H is 48" in window

@@ -1,25 +1,40 @@
-"""What the network will be shown: one sample of a user's own pretraining config and data, as a picture."""
+"""What the network will be shown: one sample of a user's own pretraining config and data, as a picture; and after
+training what the network makes of it."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 from pymic_vf.data.samples import Samples
 from pymic_vf.demo.pictures import draw_sample
-from pymic_vf.host.agents import pretraining_agent
+from pymic_vf.errors import UserError
+from pymic_vf.host import checkpoint
+from pymic_vf.host.agents import Pretraining, pretraining_agent
+from pymic_vf.methods.method import SEGMENTATION, Panel
+
+log = logging.getLogger(__name__)
+ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}  # [training] loss_acti_func of a reconstruction
 
 
-def draw_preview(config: dict[str, dict[str, Any]], number: int, path: Path) -> None:
+def draw_preview(config: dict[str, dict[str, Any]], number: int, path: Path, ckpt: Path | None = None) -> None:
     """Draw sample `number` of a pretraining config, before the transforms after the method.
 
     Args:
         config: as PyMIC parses it.
         number: of the training stream, from 0.
         path: the PNG.
+        ckpt: the network's answer is drawn too, with these weights; by default with those of the last checkpoint in
+            ckpt_dir, and not at all where there is none, or one that does not fit, which is said.
 
     Raises:
         ConfigError: the config's mistakes.
+        UserError: `ckpt` is no checkpoint of this network.
         UnusableScanError: a scan of this sample cannot be read.
     """
     agent = pretraining_agent(config)
@@ -27,4 +42,50 @@ def draw_preview(config: dict[str, dict[str, Any]], number: int, path: Path) -> 
     samples: Samples = agent.get_stage_dataset_from_config("train")
     crops, sample = samples.crops(number), samples.method_sample(number)
     names = method.class_names(agent.config["network"]["in_chns"]) if sample["label"].dtype.kind == "u" else []
-    draw_sample(method.panels(crops, sample), names, path, method.title)
+    answer = _answer_panels(agent, sample["image"], ckpt)
+    draw_sample([*method.panels(crops, sample), *answer], names, path, method.title)
+
+
+def _answer_panels(agent: Pretraining, image: np.ndarray, ckpt: Path | None) -> list[Panel]:
+    """A panel of the network's answer, or nothing."""
+    try:
+        folder = Path(agent.config["training"]["ckpt_dir"])
+        loaded = checkpoint.load(folder / checkpoint.LATEST if ckpt is None else ckpt)
+        net = _network(agent, loaded)
+    except UserError as error:
+        if ckpt is not None:
+            raise
+        log.info("without the network's answer: %s", error)
+        return []
+    log.info("with the network's answer, by the weights of %s", loaded.path)
+    title = f"iteration {loaded['iteration']}" if "iteration" in loaded else ""
+    return [_answer(agent, net, image, title)]
+
+
+def _network(agent: Pretraining, loaded: checkpoint.Checkpoint) -> nn.Module:
+    """The config's network with the checkpoint's weights, for inference.
+
+    Raises:
+        UserError: they are not of this network.
+    """
+    agent.create_network()
+    weights = loaded["model_state_dict"]
+    report = checkpoint.compare_weights(weights, agent.net.state_dict())
+    if report.mis_shaped or report.missing:
+        raise UserError(
+            f"{loaded.path}: its weights are not of the network of this config: {len(report.mis_shaped)} have another "
+            f"shape, {len(report.missing)} are missing, such as {(report.mis_shaped or report.missing)[0]}"
+        )
+    agent.net.load_state_dict(weights, strict=False)
+    return agent.net.eval()
+
+
+@torch.inference_mode()
+def _answer(agent: Pretraining, net: nn.Module, image: np.ndarray, title: str) -> Panel:
+    """What the network makes of `image` [C, D, H, W]: classes over it, or the first channel of its restoration."""
+    outputs = net(torch.from_numpy(np.ascontiguousarray(image))[None].to(next(net.parameters()).dtype))
+    output = (outputs[0] if isinstance(outputs, (list, tuple)) else outputs)[0]
+    if agent.plan.method.task == SEGMENTATION:
+        return Panel("network's answer", title, image[0], output.argmax(0).to(torch.uint8).numpy())
+    activation = ACTIVATIONS.get(agent.config["training"].get("loss_acti_func"), lambda value: value)
+    return Panel("network's answer", title, activation(output)[0].float().numpy())

@@ -42,7 +42,7 @@ from pymic_vf.host.processes import process_count
 from pymic_vf.host.testing_checks import check_testing
 from pymic_vf.host.training_checks import check_further_training, check_makes_one_hot
 from pymic_vf.host.transform_keys import TRANSFORM_KEYS, check_channels, check_transform
-from pymic_vf.keys import Key, Section, names, path
+from pymic_vf.keys import Key, Section, list_of, names, path, whole
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method
 from pymic_vf.networks import Network, network_of
@@ -50,6 +50,7 @@ from pymic_vf.sizes import Size
 
 log = logging.getLogger(__name__)
 IMAGE_AXES = 3  # of the images of our networks
+IMAGE_SIZE = list_of(whole(1), IMAGE_AXES)
 ONE_HOT = "LabelToProbability"
 TWO_D_BY_DEFAULT = ("UNet", "UNet_ScSE", "UNetpp")
 Config = Mapping[str, Mapping[str, Any]]
@@ -133,10 +134,11 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     )
     if values["train_batch_size"] and values["train_batch_size"] % processes:
         dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
-    _check_network(network, method, values["modal_num"])
     check_channels(dataset, (*values["volume_transform"], *plan.train.names, *plan.valid.names), network)
     Section(config["self_supervised_learning"], "self_supervised_learning", mistakes).read(METHOD_KEYS)
     _check_task(dataset, method.task)
+    settings = _check_network(network, method, values["modal_num"])
+    _check_sizes(settings, {_written("crop_size", dataset): dataset})
     checked = _check_training(training, "valid_csv" in dataset, method.task)
     check_further_training(training, network, checked, bool(checked["deep_supervise"]))
     read_execution(network, checked["gpus"])
@@ -207,7 +209,9 @@ def check_supervised(config: Config, stage: str, is_next: bool = False) -> None:
     if ours:
         _check_unread_keys(config, mistakes, is_our_network=True)
         network.read(NETWORK_KEYS)
-        _check_settings(network, ours)
+        testing = Section(config.get("testing", {}), "testing", mistakes)
+        sizes = {"RandomCrop_output_size": dataset, "sliding_window_size": testing}
+        _check_sizes(_check_settings(network, ours), sizes)
         _check_supervised_data(dataset, network, stages)
     read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
@@ -441,7 +445,8 @@ def _check_labelled_files(dataset: Section, stage: str) -> None:
         check_files(Path(csv), Path(root), table[columns], dataset.mistakes, readable=can_pymic_read)
 
 
-def _check_network(network: Section, method: Method, modalities: int) -> None:
+def _check_network(network: Section, method: Method, modalities: int) -> Any:
+    """The settings of a network of ours, or None."""
     values = network.read(NETWORK_KEYS)
     net_type, in_chns = values["net_type"], values["in_chns"] or modalities
     if isinstance(net_type, str) and net_type not in SegNetDict:
@@ -457,15 +462,28 @@ def _check_network(network: Section, method: Method, modalities: int) -> None:
         network.mistakes.append(problem)
     if in_chns < modalities:
         network.wrong("in_chns", f"must be at least [dataset] modal_num = {modalities}")
-    if ours := network_of(network.values):
-        _check_settings(network, ours)
+    ours = network_of(network.values)
+    return _check_settings(network, ours) if ours else None
 
 
-def _check_settings(network: Section, ours: Network) -> None:
+def _check_settings(network: Section, ours: Network) -> Any:
+    """The settings of a network of ours; None where they have mistakes, which are noted."""
     try:
-        ours.parse(network.values)
+        return ours.parse(network.values)
     except ConfigError as error:
         network.mistakes.extend(m for m in error.mistakes if m not in network.mistakes)
+        return None
+
+
+def _check_sizes(settings: Any, sizes: Mapping[str, Section]) -> None:
+    """Note those of some sizes, by their keys, that a network of ours would refuse in the middle of a run."""
+    if not hasattr(settings, "ill_sized_axes"):  # any size fits
+        return
+    for key, section in sizes.items():
+        size = section.get(key)
+        if IMAGE_SIZE.fits(size) and (wrong := settings.ill_sized_axes(size)):
+            multiples = list(settings.strides[-1])
+            section.wrong(key, f"must be multiples of {multiples} for this network: {'; '.join(wrong)}")
 
 
 def _check_training(training: Section, validates: bool, task: str) -> dict[str, Any]:
