@@ -18,8 +18,9 @@ from typing import Any
 from pymic_vf._version import __version__
 from pymic_vf.errors import UserError
 from pymic_vf.methods import METHODS
+from pymic_vf.networks import NETWORKS
 
-KEY_TABLES = (*METHODS, "PCTNet", "inference")
+KEY_TABLES = (*METHODS, *NETWORKS, "inference", "PyMIC")
 INTERRUPTED = 130  # the shell's exit status of a command that Ctrl-C ended
 
 
@@ -32,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("numexpr").setLevel(logging.WARNING)  # which blosc2 imports, tells of its threads
     try:
-        options.run(options)
+        status = options.run(options)
     except UserError as error:
         print(f"\nError: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,11 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("cfg", type=Path, help="a config for pretraining")
     preview.add_argument("--out", type=Path, required=True, help="the PNG to write")
     preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
-    check = command("check", _check, "find what is wrong with a config and its data, without training")
+    check = command("check", _check, "find what is wrong with a config and its data, and forecast the run: exit status "
+                    "0 for PASS, 2 for WARN, 1 for FAIL")  # fmt: skip
     check.add_argument("cfg", type=Path, help="any PyMIC config of a network or method of this package")
-    prepare = command("prepare", _prepare, "fill cache_dir before a pretraining; can be stopped and started again")
-    prepare.add_argument("cfg", type=Path, help="a config for pretraining")
+    check.add_argument("--quick", action="store_true", help="the config and its csv files alone: no scan is read")
+    check.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
+    prepare = command("prepare", _prepare, "fill cache_dir before a training; can be stopped and started again")
+    prepare.add_argument("cfg", type=Path, help="a config for pretraining, or a supervised one")
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    inspect = command("inspect", _inspect, "what is in a file of weights and what made it; export it to give it away")
+    inspect.add_argument("checkpoint", type=Path, help="of PyMIC, a bare state dict, or safetensors; or FOLDER/latest")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.add_argument(
+        "--export", type=Path, metavar="FILE.safetensors", help="write weights, and FILE.md about them"
+    )
     compare = command("compare", _compare, "does pretraining help on your data: a grid of runs, and a report")
     compare.add_argument("cfg", type=Path, help="a config of the comparison, see docs/comparing.md")
     compare.add_argument("--jobs", type=int, default=1, help="runs at once, the cores shared (default: %(default)s)")
@@ -77,7 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--report", action="store_true", help="only write the report of the runs that are done")
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
     keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
-    keys.add_argument("--markdown", action="store_true", help="as the tables of the README")
+    keys.add_argument("--markdown", action="store_true", help="as the tables of the documentation")
+    export = command("export-nnunet", _export_nnunet, "write the data and the split of a config in nnU-Net's format")
+    export.add_argument("cfg", type=Path, help="a supervised PyMIC config")
+    export.add_argument("out", type=Path, help="a new folder such as nnUNet_raw/Dataset001_NAME")
+    export.add_argument("--channel-names", nargs="+", default=[], metavar="NAME", help="such as CT, which nnU-Net "
+                        "normalises by the intensities of all scans (default: channel_0 ...)")  # fmt: skip
+    export.add_argument("--class-names", nargs="+", default=[], metavar="NAME", help="of the labels from 1 "
+                        "(default: label_1 ...)")  # fmt: skip
     for name in ("train", "test"):  # listed for the help alone, see main
         commands.add_parser(name, help=f"PyMIC's pymic_{name}, with its arguments")
     return parser
@@ -95,19 +112,35 @@ def _run_pymic(command: str, *arguments: str) -> int:
     return 0
 
 
+def parse_file(cfg: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a config file as PyMIC's commands parse them, before they prepare them.
+
+    Raises:
+        UserError: no such file, or one that PyMIC cannot parse.
+    """
+    from pymic.util.parse_config import parse_config
+
+    import pymic_vf
+
+    pymic_vf.register()
+    if not cfg.is_file():
+        raise UserError(f"{cfg}: there is no such config file")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return parse_config(argparse.Namespace(cfg=str(cfg)))
+
+
 def read_config(cfg: Path) -> dict[str, dict[str, Any]]:
     """A config as PyMIC's commands parse it, without the line that they print for each key.
 
     Raises:
         UserError: no such file, or one that PyMIC cannot parse.
     """
-    from pymic.util.parse_config import parse_config, synchronize_config
+    from pymic.util.parse_config import synchronize_config
 
-    if not cfg.is_file():
-        raise UserError(f"{cfg}: there is no such config file")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return synchronize_config(parse_config(argparse.Namespace(cfg=str(cfg))))
+        return synchronize_config(parse_file(cfg))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{cfg}: PyMIC cannot parse this config ({type(error).__name__}: {error})") from error
 
@@ -162,33 +195,44 @@ def _preview(options: argparse.Namespace) -> None:
     print(f"sample {options.sample} is drawn in {options.out}")
 
 
-def _check(options: argparse.Namespace) -> None:
-    from pymic_vf.host.agents import pretraining_agent
-    from pymic_vf.host.checks import check_network, check_supervised, is_supervised, method_name_of
+def _check(options: argparse.Namespace) -> int:
+    from pymic_vf.host.run_check import check_run
 
-    config = read_config(options.cfg)
-    if method_name_of(config):
-        pretraining_agent(config).create_dataset()
-    elif is_supervised(config):
-        for stage, section in (("train", "training"), ("test", "testing")):
-            if section in config:
-                check_supervised(config, stage)
-    else:
-        check_network(config)
-        print("the keys of PyMIC's own methods are PyMIC's to check")
-    print(f"{options.cfg}: nothing wrong found")
+    return check_run(options.cfg, parse_file(options.cfg), options.quick, options.jobs)
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from pymic_vf.data.prepare import prepare
-    from pymic_vf.host.agents import pretraining_agent
+    from pymic_vf.host.agents import SegmentationAgent, pretraining_agent
+    from pymic_vf.host.cached_sets import cached_sets, is_asked
+    from pymic_vf.host.checks import is_supervised
 
-    agent = pretraining_agent(read_pretraining(options.cfg))
-    stages = ("train", "valid") if agent.plan.valid_scans is not None else ("train",)
-    report = prepare([agent.get_stage_dataset_from_config(stage) for stage in stages], options.jobs)
+    config = read_config(options.cfg)
+    if is_supervised(config) and is_asked(config):
+        sets = list(cached_sets(SegmentationAgent(config, "train")).values())
+    else:
+        agent = pretraining_agent(read_pretraining(options.cfg))
+        stages = ("train", "valid") if agent.plan.valid_scans is not None else ("train",)
+        sets = [agent.get_stage_dataset_from_config(stage) for stage in stages]
+    report = prepare(sets, options.jobs)
     print(report)
     if report.too_many:
         raise UserError("too many scans cannot be used, see above")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    import json
+
+    from pymic_vf.host.inspection import as_text, inspect_file
+    from pymic_vf.host.model_card import export
+
+    if options.json:
+        logging.getLogger().setLevel(logging.WARNING)  # its output is read by programs
+    report, checkpoint = inspect_file(options.checkpoint)
+    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    if options.export:
+        card = export(report, checkpoint["model_state_dict"], options.export)
+        print(f"weights are in {options.export}, their card is {card}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -197,6 +241,20 @@ def _compare(options: argparse.Namespace) -> None:
     if options.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     compare(options.cfg, options.jobs, options.gpus, options.slurm, options.dry_run, options.report)
+
+
+def _export_nnunet(options: argparse.Namespace) -> None:
+    from pymic_vf.host.checks import is_supervised
+    from pymic_vf.host.nnunet_export import export_nnunet
+
+    config = read_config(options.cfg)
+    if not is_supervised(config):
+        raise UserError(f"{options.cfg} is no supervised config: nnU-Net learns from labels")
+    cases = export_nnunet(config, options.out, options.channel_names, options.class_names)
+    counts = ", ".join(f"{len(several)} to {stage}" for stage, several in cases.items())
+    print(f"{options.out}: {counts}")
+    if not cases["valid"]:
+        print("no valid_csv, so no splits_final.json: nnU-Net draws five folds of its own, or takes all by `-f all`")
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -28,3 +28,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.6)
     return f" (did you mean {by_lower[close[0]]}?)" if close else ""
+
+
+def one_line(text: object, most: int = 500) -> str:
+    """Text as a message may have it: on one line, nothing that steers a terminal, at most so many characters."""
+    text = str(text)
+    text = text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 4) :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -91,10 +91,26 @@ def path(what: str) -> Kind:
     """The name of a file or folder."""
 
     def hint(value: Any) -> str:
+        if isinstance(value, str):
+            return " (a line that begins with a space goes on with the value of the line before)"
         # PyMIC takes the name 2018 for a number
-        return f" (./{value} where that is its name)" if isinstance(value, (int, float)) else ""
+        return f" (./{value} where that is its name)" if _is_number(value) else ""
 
-    return Kind(f"the name of {what}", lambda value: isinstance(value, str), hint=hint)
+    return Kind(f"the name of {what}", lambda value: isinstance(value, str) and _is_one_line(value), what, hint=hint)
+
+
+def text() -> Kind:
+    """A name that PyMIC takes as it is."""
+
+    def hint(value: Any) -> str:
+        return "" if isinstance(value, str) else " (PyMIC reads this one as something else)"
+
+    return Kind("a name", lambda value: isinstance(value, str) and _is_one_line(value), "names", hint=hint)
+
+
+def none() -> Kind:
+    """None, where PyMIC gives it a meaning."""
+    return Kind("None", lambda value: value is None, "None")
 
 
 def names() -> Kind:
@@ -127,12 +143,25 @@ def either(*kinds: Kind) -> Kind:
     def convert(value: Any) -> Any:
         return next(kind for kind in kinds if kind.fits(value)).convert(value)
 
-    return Kind(" or ".join(kind.rule for kind in kinds), lambda value: any(k.fits(value) for k in kinds), "", convert)
+    def fits(value: Any) -> bool:
+        return any(kind.fits(value) for kind in kinds)
+
+    plurals = [kind.plural for kind in kinds if kind.plural]
+    plural = " or ".join(plurals) if len(plurals) == len(kinds) else ""
+    return Kind(" or ".join(kind.rule for kind in kinds), fits, plural, convert)
 
 
 def anything() -> Kind:
     """Whatever PyMIC takes there."""
     return Kind("a value", lambda _value: True)
+
+
+def _is_one_line(value: str) -> bool:
+    return not any(character in value for character in "\n\r\0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_int(value: Any) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from types import ModuleType
 from typing import Any
 
 from pymic_vf.methods import METHODS
+from pymic_vf.networks import NETWORKS
 
 log = logging.getLogger(__name__)
+VERBOSE = "PYMIC_VF_VERBOSE"  # an environment variable: what PyMIC's commands print is left as it is
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class Repair:
 
 
 REGISTRATIONS = (
-    Registration("pymic.net.net_dict_seg", "SegNetDict", "PCTNet", "pymic_vf.networks.pct_net:PCTNet"),
+    *(
+        Registration("pymic.net.net_dict_seg", "SegNetDict", name, network.implementation)
+        for name, network in NETWORKS.items()
+    ),
     Registration("pymic.transform.trans_dict", "TransformDict", "VF", "pymic_vf.host.transforms:VolumeFusionTransform"),
     *(
         Registration(
@@ -92,21 +98,38 @@ REPAIRS = (
     *(Repair(*agent, "use_available_device") for agent in AGENTS),
     *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
+    Repair("pymic.util.model_operate", "get_average_model", "load_weights_alone"),
+    Repair("pymic.net.transformer.swinunet", "SwinUNet", "load_weights_alone"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "allow_no_validation_of_reconstructions"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "report_loaded_weights"),
+    Repair(
+        "pymic.net_run.agent_abstract", "NetRunAgent", "pymic_vf.host.resumed_optimizer:explain_unfitting_optimizer"
+    ),
+    *(Repair(*agent, "pymic_vf.host.initial_weights:report_loaded_weights") for agent in (AGENTS[0], AGENTS[2])),
+    *(Repair(*agent, "pymic_vf.host.initial_weights:explain_unfitting_weights") for agent in (AGENTS[0], AGENTS[2])),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.cached_finetuning:offer_cached_finetuning"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "run_networks_as_asked"),
+    Repair(
+        "pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.training_steps:save_and_load_what_resuming_needs"
+    ),
+    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.training_steps:watch_supervised_training"),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "explain_lack_of_memory"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "explain_lack_of_memory"),
+    Repair("pymic.net.transformer.unetr", "UNETR", "build_unetr_with_todays_monai"),
     Repair("pymic.util.parse_config", "parse_value_from_string", "parse_every_float"),
     # the commands are half made when torch, which they import, calls us
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),
     Repair("pymic.net_run.predict", "sys", "show_user_errors_plainly"),
     Repair("pymic.net_run.train", "wrtie_config", "let_rank_zero_log"),
+    Repair("pymic.net_run.train", "parse_config", "print_config_once"),
+    Repair("pymic.net_run.predict", "parse_config", "print_config_once"),
+    Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.config_file:read_configs_plainly"),
+    Repair("pymic.net_run.train", "wrtie_config", "pymic_vf.host.commands:check_before_training"),
+    Repair("pymic.net_run.predict", "wrtie_config", "pymic_vf.host.commands:check_before_testing"),
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")
@@ -132,6 +155,7 @@ def register() -> None:
     for module in dict.fromkeys((*hosts, *USERS, *ours)):
         when_imported(module)(_apply_what_is_ready)
     when_imported("pymic.net_run.agent_abstract")(_apply_before_agents_are_made)
+    when_imported("pymic")(_silence_timm)
 
 
 def autoload() -> None:
@@ -153,6 +177,12 @@ def _apply_what_is_ready(_imported: ModuleType | None = None) -> None:
             row.apply(host)
         except Exception as error:
             warnings.warn(f"pymic_vf: {row} failed and is left out: {error!r}", stacklevel=2)
+
+
+def _silence_timm(_pymic: ModuleType) -> None:
+    """PyMIC imports timm's layers by their former name, which timm answers by a warning that no user can act on."""
+    if not os.environ.get(VERBOSE):
+        warnings.filterwarnings("ignore", "Importing from timm.models.layers is deprecated", FutureWarning)
 
 
 def _apply_before_agents_are_made(host: ModuleType) -> None:

@@ -14,10 +14,11 @@ import torch
 
 from pymic_vf.errors import UserError
 from pymic_vf.host import checkpoint
+from pymic_vf.host.checkpoint_file import allow_numpy_scalars
 
 
 def test_numpy_scalars_load_and_other_types_do_not(tmp_path: Path):
-    checkpoint.allow_numpy_scalars()
+    allow_numpy_scalars()
     for scalar in (np.float32(0.25), np.float64(0.75)):
         torch.save({"valid_pred": scalar, "model_state_dict": {}}, tmp_path / "a.pt")
         assert checkpoint.load(tmp_path / "a.pt", map_location="cpu")["valid_pred"] == scalar
@@ -119,21 +120,3 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path: Path):
     assert checkpoint.load(path)["model_state_dict"]["w"].tolist() == [1, 1, 1]
     with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
         checkpoint.save_whole({}, tmp_path / "no folder" / "a.pt")
-
-
-def test_report_names_what_was_not_loaded():
-    given = {"a": torch.ones(2), "b": torch.ones(3), "x.0.p": torch.ones(1), "x.0.q": torch.ones(1), "y": torch.ones(1)}
-    wanted = {"a": torch.zeros(2), "b": torch.zeros(4), "c": torch.zeros(1)}
-    report = checkpoint.compare_weights(given, wanted, lambda n: "of another mode" if n.startswith("x") else None)
-    assert report.loaded == ["a"]
-    assert report.mis_shaped == ["b: (3,) in the file, (4,) in the network"]
-    assert report.missing == ["c"]
-    assert report.unused == ["y", "x.0.* (2 weights) (of another mode)"]
-    lines = report.table("Weights").splitlines()
-    assert [line.split() for line in lines[1:5]] == [
-        ["loaded", "1"],
-        ["mis-shaped", "1"],
-        ["missing", "1"],
-        ["unused", "2"],
-    ]
-    assert "  missing: c" in lines

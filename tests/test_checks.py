@@ -47,12 +47,13 @@ PRETRAINING_MISTAKES = [
         {"dataset": {"volume_transform": ["Rescal"]}},
         "volume_transform: there is no transform Rescal (did you mean Rescale?)",
     ),
-    ({"dataset": {"volume_transform": ["Rescale"]}}, "rescale_output_size is missing: the transform Rescale needs it"),
+    ({"dataset": {"volume_transform": ["Rescale"]}}, "Rescale_output_size is missing: the transform Rescale needs it"),
     ({"dataset": {"train_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
     ({"dataset": {"train_dir": "gone"}}, "train_dir = gone: there is no such folder"),
     ({"dataset": {"train_batch_size": None}}, "train_batch_size is missing"),
     ({"network": {"net_type": "PCTnet"}}, "there is no net_type PCTnet (did you mean PCTNet?)"),
     ({"network": {"num_heads": [3, 4, 8]}}, "num_heads"),
+    ({"network": {"net_type": "UNet"}}, "dimension is missing: 3; without it PyMIC's UNet is a 2D network"),
     ({"network": {"multiscale_pred": False}}, "multiscale_pred must be True where [training] deep_supervise = True"),
     ({"training": {"learning_rate": "fast"}}, "learning_rate must be a number of at least 0, got 'fast'"),
     ({"training": {"iter_valid": 3}}, "iter_max must be a multiple of iter_valid = 3"),
@@ -188,7 +189,7 @@ def test_methods_of_pymic_are_not_ours_to_check(scans: Path, tmp_path: Path, met
     ("change", "message"),
     [
         ({"dataset": {"train_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
-        ({"dataset": {"train_transform": ["RandomFlip"]}}, "randomflip_flip_depth is missing"),
+        ({"dataset": {"train_transform": ["Rescale", "LabelToProbability"]}}, "Rescale_output_size is missing"),
         ({"dataset": {"valid_csv": "gone.csv"}}, "gone.csv: there is no such csv file"),
         ({"network": {"resolution_mode": 3}}, "resolution_mode"),
         (

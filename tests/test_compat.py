@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pymic.net.transformer.unetr as unetr
 import pymic.net_run.agent_abstract
 import pymic.net_run.agent_rec as agent_rec
 import pymic.net_run.agent_seg as agent_seg
 import pytest
 import torch
+from pymic.net.net_dict_seg import SegNetDict
 from pymic.util.parse_config import parse_value_from_string
 
 import pymic_vf
 from pymic_vf.errors import UserError
 from pymic_vf.host import compat
+
+from conftest import finetuning, write_cfg
 
 pymic_vf.register()
 
@@ -109,3 +113,27 @@ def test_other_networks_and_errors_are_left_alone(net_type, error):
     with pytest.raises(type(error)) as raised:
         compat._memory_explained(LacksMemory.run, learns=True)(LacksMemory(error, net_type=net_type))
     assert raised.value is error
+
+
+def test_commands_print_the_config_once(run, scans, tmp_path):
+    cfg = write_cfg(tmp_path / "one.cfg", finetuning(scans, tmp_path, training={"loss_type": "NoSuchLoss"}))
+    plain = run("pymic_train", cfg, status=1)
+    verbose = run("pymic_train", cfg, status=1, env={"PYMIC_VF_VERBOSE": "1"})
+    assert plain.stdout.count("NoSuchLoss") == verbose.stdout.count("NoSuchLoss") - 1 >= 1
+    assert "FutureWarning" not in plain.stderr
+    assert "FutureWarning" in verbose.stderr
+
+
+def test_unetr_is_built_and_learns():
+    """At the smallest size that its four halvings leave more than one voxel of."""
+    with pytest.raises(TypeError, match="pos_embed"):  # the gap
+        unetr.ViT.__wrapped__(in_channels=1, img_size=(32, 32, 32), patch_size=(16, 16, 16), pos_embed="perceptron")
+    torch.manual_seed(0)
+    net = SegNetDict["UNETR"]({"in_chns": 1, "class_num": 3, "img_size": [32, 32, 32]})
+    assert type(net.vit.patch_embedding.patch_embeddings).__name__ == "Sequential"  # the perceptron, not a convolution
+    outputs = net(torch.randn(1, 1, 32, 32, 32))
+    assert outputs.shape == (1, 3, 32, 32, 32)
+    (outputs**2).mean().backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    # in MONAI's blocks for attention to other tokens, which a ViT has none of
+    assert all("cross_attn" in name for name in without)

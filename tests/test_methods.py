@@ -88,7 +88,7 @@ def test_a_resumed_reconstruction_goes_on_with_the_stream(scans: Path, tmp_path:
 
     def losses(**training) -> list[str]:
         caplog.clear()
-        changes = {"training": {"lr_step": 100, **training}, "dataset": {"num_worker": 1}}
+        changes = {"training": {"lr_step": 100, "overwrite": True, **training}, "dataset": {"num_worker": 1}}
         pretraining_agent(parsed(tmp_path / "a.cfg", config(method, UNET, scans, tmp_path, **changes))).run()
         return re.findall(r"train/valid loss ([\d.]+)/nan", caplog.text)
 

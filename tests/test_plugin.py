@@ -43,7 +43,13 @@ def test_torch_alone_stays_alone(run):
     script = "import torch, sys\nprint(*sorted(m for m in sys.modules if m.split('.')[0] in {names}))"
     names = ("pymic", "pymic_vf", "SimpleITK", "pandas", "timm", "matplotlib")
     done = run("python", "-c", script.format(names=names))
-    assert done.stdout.split() == ["pymic_vf", "pymic_vf._version", "pymic_vf.methods", "pymic_vf.plugin"]
+    assert done.stdout.split() == [
+        "pymic_vf",
+        "pymic_vf._version",
+        "pymic_vf.methods",
+        "pymic_vf.networks",
+        "pymic_vf.plugin",
+    ]
 
 
 def test_a_command_imports_what_a_pretraining_needs_only_for_one(run):

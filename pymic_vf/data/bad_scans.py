@@ -80,7 +80,7 @@ class BadScans:
         rows = [(str(self.scans.files(index)[0]), reason) for index, reason in new.items()]
         known = set()
         if self.file.is_file():
-            with self.file.open(newline="") as file:
+            with self.file.open(newline="", errors="surrogateescape") as file:
                 known = {tuple(row) for row in csv.reader(file)}
-        with self.file.open("a", newline="") as file:
+        with self.file.open("a", newline="", errors="surrogateescape") as file:
             csv.writer(file).writerows(row for row in (COLUMNS, *rows) if row not in known)

@@ -26,11 +26,11 @@ import numpy as np
 from pymic_vf.data.cache_entry import CacheEntry, DamagedEntryError, packed
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cache_key import State, cache_key, describe, digest, scan_state
-from pymic_vf.data.scan import UnusableScanError
+from pymic_vf.data.scan import UnusableScanError, in_memory
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.volume_reader import MEMORY_BYTES, RecentVolumes
 from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes
-from pymic_vf.data.voxel_wise import Numbers, measured_numbers
+from pymic_vf.data.voxel_wise import Numbers
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
 from pymic_vf.sizes import Size
@@ -61,11 +61,11 @@ class CachedVolumeReader:
         return len(self.scans)
 
     def shape(self, index: int) -> tuple[int, int, int, int]:
-        return self._volume(index).voxels.shape
+        return self.volume(index).shape
 
     def read(self, index: int, start: Size, size: Size) -> np.ndarray:
         for attempt in range(ATTEMPTS):
-            volume = self._volume(index, in_doubt=attempt > 0)
+            volume = self.volume(index, in_doubt=attempt > 0)
             try:
                 return volume.read(start, size)
             except DamagedEntryError as error:  # or written anew by another process: opening it decides
@@ -74,10 +74,10 @@ class CachedVolumeReader:
 
     def entry_bytes(self, index: int) -> int:
         """What volume `index` takes in the cache; 0 where the cap keeps it out."""
-        voxels = self._volume(index).voxels
+        voxels = self.volume(index).voxels
         return voxels.path.stat().st_size if isinstance(voxels, CacheEntry) else 0
 
-    def _volume(self, index: int, in_doubt: bool = False) -> Volume:
+    def volume(self, index: int, in_doubt: bool = False) -> Volume:
         """The volume of a scan as its files are now; `in_doubt`, its entry is opened anew and verified."""
         files = self.scans.files(index)
         state = scan_state(files)
@@ -105,11 +105,24 @@ class CachedVolumeReader:
             voxels = self.transform.decode(files)
             if scan_state(files) != after:
                 raise UnusableScanError(f"{files[0]}: is being written to while it is read")
+        return self._stored(files, after, voxels)
+
+    def keep(self, files: Sequence[Path], state: State, voxels: np.ndarray) -> None:
+        """Store what the transform decodes of a scan, where somebody else had to do it anyway and it is not there."""
+        if not self.folder.entry(cache_key(files, state, self._stored_after)).exists():
+            with suppress(UnusableScanError):  # whoever needs the scan is told
+                self._stored(files, state, voxels)
+
+    def _stored(self, files: Sequence[Path], state: State, voxels: np.ndarray) -> Volume:
         ends = extremes(voxels)
         volume = self.transform.volume(files, voxels, ends)  # a scan that cannot be used is not stored
-        key = cache_key(files, after, self._stored_after)
-        path, budget = self.folder.entry(key), sum(size for size, _ in after)
-        if not self.folder.is_full and self.folder.add(path, packed(key, voxels, ends, budget)):
+        key = cache_key(files, state, self._stored_after)
+        path, budget = self.folder.entry(key), sum(size for size, _ in state)
+        if self.folder.is_full:
+            return volume
+        with in_memory(files):
+            content = packed(key, voxels, ends, budget)
+        if self.folder.add(path, content):
             self._keep_numbers(path, volume)
             with suppress(DamagedEntryError, OSError):
                 return replace(volume, voxels=CacheEntry(path))
@@ -124,7 +137,7 @@ class CachedVolumeReader:
         return []
 
     def _keep_numbers(self, path: Path, volume: Volume) -> None:
-        if numbers := measured_numbers(volume.steps):
+        if numbers := volume.to_keep():
             with self.folder.writing(), whole_file(path.with_suffix(self._numbers_suffix)) as temporary:
                 temporary.write_text(json.dumps([numbers, _checksum(numbers)]))
 

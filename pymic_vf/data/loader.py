@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pymic_vf.data.samples import Samples
-from pymic_vf.data.workers import set_up_worker
+from pymic_vf.data.workers import killed_workers_explained, set_up_worker
 from pymic_vf.errors import UserError
 
 Batch = dict[str, Any]
@@ -34,6 +34,12 @@ class SampleNumbers(Sampler):
         process, processes, size = self.share
         numbers = itertools.count(self.start) if self.count is None else range(self.start, self.start + self.count)
         return (number for number in numbers if (number - self.start) // size % processes == process)
+
+    def of_batch(self, index: int) -> list[int]:
+        """The numbers of this process's batch `index`, counted from the first."""
+        process, processes, size = self.share
+        first = self.start + (index * processes + process) * size
+        return list(range(first, first + size))
 
 
 class SampleLoader:
@@ -71,12 +77,17 @@ class SampleLoader:
         )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
-            if bad := batch.pop("bad_scans", None):
-                self.samples.bad_scans.report(bad)
-            yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+        with killed_workers_explained():
+            for batch in self._loader:
+                if isinstance(batch, UserError):
+                    raise batch
+                if bad := batch.pop("bad_scans", None):
+                    self.samples.bad_scans.report(bad)
+                yield self._complete({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+
+    def names_of_batch(self, index: int) -> list[str]:
+        """What the samples of batch `index` are made of, a text each."""
+        return [f"sample {number}: {self.samples.describe(number)}" for number in self.numbers.of_batch(index)]
 
     def _complete(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.classes is not None and "label" in batch:
@@ -109,6 +120,12 @@ def _batch(samples: list[Batch | UserError]) -> Batch | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
+    shapes = sorted({tuple(sample["image"].shape) for sample in samples})
+    if len(shapes) > 1:
+        return UserError(
+            f"samples of one batch differ in size, {list(shapes[0])} and {list(shapes[1])} (channels, depth, height, "
+            "width): a crop makes them equal, or batches of 1"
+        )
     keys = [key for key in TENSORS if key in samples[0]]
     batch: Batch = {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in keys}
     bad = {index: reason for sample in samples for index, reason in sample.get("bad_scans", {}).items()}

@@ -104,6 +104,23 @@ class Samples(Dataset):
         crops, bad = self._read(number, scans, rng.random((len(scans), 3)))
         return [self._transformed(crop) for crop in crops], bad
 
+    def describe(self, number: int) -> str:
+        """The scans of sample `number` and the first voxel (d, h, w) of each crop there, negative in its padding; as
+        they are drawn, whatever stands in for a scan that cannot be used."""
+        with seeded(self.stream, self.seed, number) as rng:
+            scans = self.scans(number, rng)
+            positions = rng.random((len(scans), 3))
+        texts = []
+        for index, position in zip(scans, positions, strict=True):
+            name = f"scan {index + 1}" if self.bad_scans is None else str(self.bad_scans.scans.files(index)[0])
+            try:
+                size = np.asarray(self.reader.shape(index)[1:])
+            except UserError:
+                texts.append(name)
+                continue
+            texts.append(f"{name} at {_start(size, np.asarray(self.crop_size), position).tolist()}")
+        return "; ".join(texts)
+
     def scans(self, number: int, rng: np.random.Generator) -> list[int]:
         """The scans of a sample, all different.
 
@@ -111,7 +128,7 @@ class Samples(Dataset):
         others are any.
         """
         epoch, turn = divmod(number, len(self.reader))
-        chosen = [int(_order(len(self.reader), self.seed, self.stream, epoch)[turn])]
+        chosen = [int(order_of_epoch(len(self.reader), self.seed, self.stream, epoch)[turn])]
         while len(chosen) < self.method.scans_per_sample:
             other = int(rng.integers(len(self.reader) - len(chosen)))
             for taken in sorted(chosen):
@@ -184,10 +201,14 @@ def _box(
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """The first voxels of a crop, the ends of what the volume has of it, and what is missing before and after."""
     size, crop = np.asarray(size), np.asarray(crop_size)
-    start = np.minimum(size - crop, 0) + (position * (np.abs(size - crop) + 1)).astype(int)
+    start = _start(size, crop, position)
     first, last = np.maximum(start, 0), np.minimum(start + crop, size)
     missing = zip((first - start).tolist(), (start + crop - last).tolist(), strict=True)
     return first.tolist(), last.tolist(), list(missing)
+
+
+def _start(size: np.ndarray, crop: np.ndarray, position: np.ndarray) -> np.ndarray:
+    return np.minimum(size - crop, 0) + (position * (np.abs(size - crop) + 1)).astype(int)
 
 
 def _new_generator() -> np.random.Generator:
@@ -196,5 +217,6 @@ def _new_generator() -> np.random.Generator:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(scans: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+def order_of_epoch(scans: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    """The scans in the order of an epoch, a permutation of their indices."""
     return np.random.default_rng((ORDER, stream, seed, epoch)).permutation(scans)

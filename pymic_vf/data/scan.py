@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
-import h5py
 import numpy as np
 import SimpleITK as sitk
 
-from pymic_vf.data.nifti import read_plain_nifti
-from pymic_vf.errors import UserError
+from pymic_vf.data import metaimage, nifti, nrrd
+from pymic_vf.data.h5 import read_h5
+from pymic_vf.data.stored import LIBRARY_ERRORS, DamagedScanError, Stored, require_regular, stored_bytes
+from pymic_vf.errors import UserError, one_line
 
-SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd", ".h5")
+# by suffix: SimpleITK's reader, and what finds the voxels in the file
+FORMATS = {
+    ".nii": ("NiftiImageIO", nifti.locate),
+    ".nii.gz": ("NiftiImageIO", nifti.locate),
+    ".mha": ("MetaImageIO", metaimage.locate),
+    ".nrrd": ("NrrdImageIO", nrrd.locate),
+}
+SUFFIXES = (*FORMATS, ".h5")
+# what PyMIC itself reads and writes (pymic/io/image_read_write.py), volumes by these letters and no capitals
+PYMIC_SUFFIXES = (".nii", ".nii.gz", ".mha", ".h5", ".jpg", ".jpeg", ".tif", ".png")
 
 
 class UnusableScanError(UserError):
@@ -48,110 +58,176 @@ def read_scan(files: Sequence[Path], channels: int | None = None) -> Scan:
         channels: how many channels there must be in all; None takes what comes.
 
     Raises:
-        UnusableScanError: unreadable, cut off or damaged, not 3D, NaN or infinite voxels, other channels.
+        UnusableScanError: unreadable, cut off or damaged, not 3D, too large for memory, NaN, voxels that
+            are infinite as float32, other channels than those asked for.
     """
-    parts = [_read_file(Path(file)) for file in files]
+    with in_memory(files):
+        return _read_parts([Path(file) for file in files], channels)
+
+
+@contextmanager
+def in_memory(files: Sequence[Path]) -> Iterator[None]:
+    """A lack of memory in the block becomes a reason why the scan cannot be used."""
+    try:
+        yield
+    except MemoryError as error:
+        raise _unusable(files[0], f"too large for the memory that is left ({_reason(error)})") from error
+
+
+def _read_parts(files: Sequence[Path], channels: int | None) -> Scan:
+    parts = [_read_file(file) for file in files]
     shapes = {part.voxels.shape[1:] for part in parts}
     if len(shapes) > 1:
-        raise UnusableScanError(f"{files[0]}: its modalities differ in size: {sorted(shapes)}")
+        raise _unusable(files[0], f"its modalities differ in size: {sorted(shapes)}")
     voxels = parts[0].voxels if len(parts) == 1 else np.concatenate([part.voxels for part in parts])
-    names = ", ".join(map(str, files))
     if channels is not None and voxels.shape[0] != channels:
-        raise UnusableScanError(f"{names}: {voxels.shape[0]} channels, where [network] in_chns = {channels}")
-    if voxels.dtype.kind == "f":
-        bad = voxels.size - int(np.isfinite(voxels).sum())
-        if bad:
-            raise UnusableScanError(f"{names}: {bad} voxels are NaN or infinite")
+        names = ", ".join(map(str, files))
+        raise _unusable(names, f"{voxels.shape[0]} channels, where [network] in_chns = {channels}")
     return Scan(voxels, parts[0].spacing, parts[0].origin, parts[0].direction)
 
 
-def _read_file(file: Path) -> Scan:
-    if not file.name.lower().endswith(SUFFIXES):
-        raise UnusableScanError(f"{file}: not a volume that can be read ({', '.join(SUFFIXES)})")
-    try:
-        return _read_h5(file) if file.suffix.lower() == ".h5" else _read_with_simpleitk(file)
-    except (RuntimeError, OSError, EOFError, KeyError, zlib.error) as error:
-        raise UnusableScanError(f"{file}: cannot be read ({_reason(error)})") from error
+def _unusable(file: Path | str, reason: str) -> UnusableScanError:
+    return UnusableScanError(f"{one_line(file, 4096)}: {one_line(reason)}")
 
 
-def _read_h5(file: Path) -> Scan:
-    with h5py.File(file, "r") as content:
-        if "image" not in content:
-            raise UnusableScanError(f"{file}: has no dataset 'image' (it has {sorted(content)})")
-        return Scan(_channels_first(content["image"][()], file))
+def read_size(file: Path) -> tuple[int, ...]:
+    """(D, H, W) of a file that SimpleITK reads, by its header.
 
-
-def _read_with_simpleitk(file: Path) -> Scan:
+    Raises:
+        UnusableScanError: the header cannot be read.
+    """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnusableScanError(f"{file}: cannot be read ({_reason(error)})") from error
+    return tuple(reader.GetSize()[2::-1])
+
+
+def _read_file(file: Path) -> Scan:
+    suffix = next((each for each in SUFFIXES if file.name.lower().endswith(each)), None)
+    if suffix is None:
+        raise _unusable(file, f"not a volume that can be read ({', '.join(SUFFIXES)})")
+    try:
+        require_regular(file)
+        scan = Scan(_channels_first(read_h5(file))) if suffix == ".h5" else _read_image(file, *FORMATS[suffix])
+        if scan.voxels.dtype.kind == "f":
+            _check_finite(scan.voxels)
+        return scan
+    except DamagedScanError as error:
+        raise _unusable(file, str(error)) from error
+    except (
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        *LIBRARY_ERRORS,
+    ) as error:  # of SimpleITK, HDF5 and the codecs
+        raise _unusable(file, f"cannot be read ({_reason(error)})") from error
+
+
+def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> Scan:
+    """A scan whose geometry is SimpleITK's to tell, and whose voxels are read and compared with the header here."""
+    try:
+        name = str(file).encode().decode()
+    except UnicodeError:  # SimpleITK ends the process at once
+        raise DamagedScanError("cannot be read (its name is not UTF-8)") from None
+    stored = locate(file)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)  # or it takes any format for any name
+    reader.SetFileName(name)
     reader.ReadImageInformation()
-    voxels = read_plain_nifti(file, reader)
+    _check_geometry(reader)
+    channels = reader.GetNumberOfComponents()
+    shape = (*reader.GetSize()[::-1], *[channels] * (channels > 1))
+    if stored.dtype is None:
+        stored = replace(stored, dtype=_type_of(reader), count=math.prod(shape))
+    voxels = _stored_voxels(stored)
     if voxels is None:
+        before = file.stat()
         voxels = sitk.GetArrayFromImage(reader.Execute())
-        if file.name.lower().endswith((".nii", ".nii.gz")):
-            _verify_nifti(file, reader)
-    if reader.GetNumberOfComponents() > 1:
+        after = file.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DamagedScanError("is being written to while it is read")
+    voxels = voxels.reshape(shape)
+    if channels > 1:
         voxels = np.moveaxis(voxels, -1, 0)
-    voxels = _channels_first(voxels, file)
+    voxels = _channels_first(voxels)
     spacing = reader.GetSpacing()[2::-1]
     if reader.GetDimension() != 3:
         return Scan(voxels, spacing, reader.GetOrigin()[:3])
     return Scan(voxels, spacing, reader.GetOrigin(), reader.GetDirection())
 
 
-def _channels_first(voxels: np.ndarray, file: Path) -> np.ndarray:
+def _stored_voxels(stored: Stored) -> np.ndarray | None:
+    """The voxels as they are stored, in this machine's order of bytes; None where SimpleITK has to make them of that.
+
+    SimpleITK makes zeros of what is not finite, so that is looked for before.
+    """
+    count = stored.count * stored.dtype.itemsize
+    if stored.codec == "other":  # numbers as text
+        if count > 8 * stored.file.stat().st_size:
+            raise DamagedScanError(f"cut off, its header announces {count} bytes of voxels")
+        return None
+    voxels = stored_bytes(stored, count).view(stored.dtype.newbyteorder(stored.order))
+    if stored.is_plain:
+        return voxels.astype(stored.dtype, copy=False)
+    if voxels.dtype.kind == "f":
+        _check_finite(voxels)
+    return None
+
+
+def _type_of(reader: sitk.ImageFileReader) -> np.dtype:
+    """The type of a voxel by SimpleITK's words for it, such as "vector of 16-bit signed integer"."""
+    text = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    found = re.search(r"(\d+)-bit (signed integer|unsigned integer|float)", text)
+    if not found or "complex" in text:
+        raise DamagedScanError(f"voxels of type {text} are not intensities")
+    kind = {"signed integer": "i", "unsigned integer": "u", "float": "f"}[found[2]]
+    return np.dtype(f"{kind}{int(found[1]) // 8}")
+
+
+def _check_geometry(reader: sitk.ImageFileReader) -> None:
+    spacing, origin, direction = reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
+    if not all(0 < step < math.inf for step in spacing[:3]):
+        raise DamagedScanError(f"its spacing is {spacing[:3]} mm, which must be above 0")
+    if not np.isfinite([*origin, *direction]).all():
+        raise DamagedScanError(f"its origin {origin} or direction {direction} is not finite")
+
+
+def _channels_first(voxels: np.ndarray) -> np.ndarray:
     if voxels.ndim == 3:
         voxels = voxels[None]
     if voxels.ndim != 4 or 0 in voxels.shape:
-        raise UnusableScanError(f"{file}: a volume has 3 axes, or 4 with channels, not {voxels.ndim} of {voxels.shape}")
+        raise DamagedScanError(f"a volume has 3 axes, or 4 with channels, not {voxels.ndim} of {voxels.shape}")
     if voxels.dtype.kind not in "iufb":
-        raise UnusableScanError(f"{file}: voxels of type {voxels.dtype} are not intensities")
+        raise DamagedScanError(f"voxels of type {voxels.dtype} are not intensities")
     return voxels
 
 
-def _verify_nifti(file: Path, reader: sitk.ImageFileReader) -> None:
-    """Raise where a NIfTI file is cut off or damaged, or has NaN or infinite voxels.
+def _check_finite(voxels: np.ndarray) -> None:
+    """Raise a DamagedScanError for NaN, and for numbers that are infinite here or as float32, which training takes."""
+    largest = np.finfo(np.float32).max
+    ends = np.array([voxels.min(), voxels.max()])  # either is NaN where a voxel is
+    if not np.isfinite(ends).all():
+        raise DamagedScanError(f"{voxels.size - int(np.isfinite(voxels).sum())} voxels are NaN or infinite")
+    if voxels.dtype.itemsize > 4 and np.abs(ends).max() > largest:
+        raise DamagedScanError(f"voxels from {ends[0]:g} to {ends[1]:g}, where float32 ends at {largest:g}")
 
-    SimpleITK reads all of these without a word: it leaves what was in memory where the file ends, and makes zeros of
-    what is not finite.
+
+def can_pymic_read(name: str) -> bool:
+    """Whether PyMIC's own reader, which is that of supervised training and of tests, knows a file of this name.
+
+    Its writer gives a segmentation the name of its image and knows no other formats.
     """
-    try:
-        axes = int(reader.GetMetaData("dim[0]"))
-        count = int(np.prod([int(reader.GetMetaData(f"dim[{axis + 1}]")) for axis in range(axes)]))
-        bits, kind = int(reader.GetMetaData("bitpix")), int(reader.GetMetaData("datatype"))
-        offset = int(float(reader.GetMetaData("vox_offset")))
-    except RuntimeError:  # a header that SimpleITK does not pass on, such as Analyze's: nothing to compare with
-        return
-    compressed = file.suffix.lower() == ".gz"
-    dtype = {16: "f4", 64: "f8"}.get(kind)
-    if not compressed and dtype is None:
-        stored, bad = file.stat().st_size - offset, 0
-    else:
-        with gzip.open(file, "rb") if compressed else file.open("rb") as content:
-            stored, bad = _read_through(content, offset, dtype)
-    expected = count * bits // 8
-    if stored < expected:
-        raise UnusableScanError(f"{file}: cut off, {stored} bytes of voxels where its header announces {expected}")
-    if bad:
-        raise UnusableScanError(f"{file}: {bad} voxels are NaN or infinite")
-
-
-def _read_through(content: IO[bytes], offset: int, dtype: str | None) -> tuple[int, int]:
-    """The bytes of voxels in an open NIfTI file, and how many voxels are not finite if they are of float type `dtype`.
-
-    Reading a gzip file to its end also compares its checksum.
-    """
-    order = "<" if content.read(offset)[:4] == (348).to_bytes(4, "little") else ">"
-    stored = bad = 0
-    while block := content.read(1 << 22):
-        stored += len(block)
-        if dtype is not None:
-            voxels = np.frombuffer(block, order + dtype, count=len(block) // int(dtype[1:]))
-            bad += voxels.size - int(np.isfinite(voxels).sum())
-    return stored, bad
+    is_picture = name.lower().endswith(PYMIC_SUFFIXES[4:])
+    return is_picture or name.endswith(PYMIC_SUFFIXES[:4])
 
 
 def _reason(error: Exception) -> str:
     """The last, most telling line of a library's message, without the addresses of its objects."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -53,18 +53,21 @@ def is_voxel_wise(transform: Any) -> bool:
     return kind in NUMBERS
 
 
-def steps_of(transforms: Sequence[Any], voxels: np.ndarray, known: Sequence[Numbers] = ()) -> list[Step]:
+def steps_of(
+    transforms: Sequence[Any], voxels: np.ndarray, known: Sequence[Numbers] = (), before: Sequence[Step] = ()
+) -> list[Step]:
     """Voxel-wise transforms as steps for one volume.
 
     Args:
         transforms: in order.
         voxels: of the volume, [C, D, H, W]; nothing is read of them where nothing is to be measured.
         known: the numbers of all steps, measured before.
+        before: steps of earlier transforms, with which the list begins.
 
     Raises:
         TypeError, IndexError, ValueError: the parameters do not fit each other or the volume, as in PyMIC.
     """
-    steps: list[Step] = []
+    steps = list(before)
     for transform in transforms:
         for i, channel in enumerate(_channels(transform, voxels.shape[0])):
             whole = functools.cache(functools.partial(_transformed, voxels, channel, steps))

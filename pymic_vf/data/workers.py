@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,9 +15,27 @@ def set_up_worker(_worker: int) -> None:
     """A worker's share is one core: numpy's and ITK's own threads would only fight with the other workers'."""
     import SimpleITK as sitk
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends the workers
+    _leave_signals_to_the_training()
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def set_up_worker_of(stock: Callable[[int], None] | None, worker: int) -> None:
+    """A worker of PyMIC's loader: as PyMIC does it, but for the signals."""
+    _leave_signals_to_the_training()
+    if stock is not None:
+        stock(worker)
+
+
+def _leave_signals_to_the_training() -> None:
+    """What a terminal or a scheduler sends to all processes is for the one that ends the workers when it has saved.
+
+    A second SIGTERM, which may be its own, ends a worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL))
 
 
 @contextmanager
@@ -35,7 +53,7 @@ def killed_workers_explained() -> Iterator[None]:
         raise UserError(
             "a worker process was killed, as the system does where the machine's memory is full, or the shared memory "
             "(/dev/shm; in a container docker's --shm-size): fewer workers ([dataset] num_worker) need less. To go on "
-            f"from the last checkpoint: ckpt_init_name and ckpt_init_mode = 1 ({error})"
+            f"from the last checkpoint: resume = auto ({error})"
         ) from error
 
 

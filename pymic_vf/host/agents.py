@@ -6,8 +6,6 @@ Only hooks are overridden; the loop, the loss, the checkpoints and the log are P
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 from pymic.net_run.agent_rec import ReconstructionAgent
 from pymic.net_run.agent_seg import SegmentationAgent
 from pymic.net_run.infer_func import Inferer
-from tqdm import tqdm
 
 from pymic_vf.data.bad_scans import FILE, BadScans
 from pymic_vf.data.cache_folder import GIB, CacheFolder
@@ -32,6 +29,8 @@ from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host.checks import ONE_HOT, TransformNames, check_pretraining, make_transform
 from pymic_vf.host.global_batch import distribute, synchronise_batch_norm
 from pymic_vf.host.processes import Processes
+from pymic_vf.host.stop_signals import StopSignals
+from pymic_vf.host.training_steps import TrainingRun
 from pymic_vf.methods import method_class
 from pymic_vf.methods.method import SEGMENTATION
 
@@ -65,6 +64,7 @@ class Pretraining(SegmentationAgent):
         if self.processes.count > 1:
             config["training"]["gpus"] = [self.processes.device_number(config["training"]["gpus"])]
         config.setdefault("testing", {})  # PyMIC's validation reads it
+        self.stop_signals = StopSignals()
         # not super(): all that ReconstructionAgent adds here is that class_num be 1, where we allow more channels
         SegmentationAgent.__init__(self, config, stage)
 
@@ -120,7 +120,7 @@ class Pretraining(SegmentationAgent):
         """Before any work: can the scans be used, and samples be made of them? Returns the bad scans of each set."""
         check_before_training(list(sets.values()), self.plan.dataset["num_worker"])
         for stage, samples in sets.items():
-            _try_first_sample(samples, f"{stage}_transform")
+            try_first_sample(samples, f"{stage}_transform")
         valid = sets.get("valid")
         log.info(
             "%s of %d scans, %s; crops %s; outputs %s",
@@ -150,11 +150,7 @@ class Pretraining(SegmentationAgent):
 
     def create_optimizer(self, params: Any, checkpoint: dict[str, Any] | None = None) -> None:
         """As PyMIC; a resumed run also goes on with the sample after the last one that the checkpoint saw."""
-        self.iteration = 0 if checkpoint is None else checkpoint["iteration"]
-        last = self.config["training"]["iter_max"]
-        if self.iteration >= last:
-            raise UserError(f"ckpt_init_name is at iteration {self.iteration} and iter_max = {last}: nothing to train")
-        self.train_loader.numbers.start = self.iteration * self.plan.dataset["train_batch_size"]
+        self.train_loader.numbers.start = self.training_run.iteration * self.plan.dataset["train_batch_size"]
         for loader in (self.train_loader, self.valid_loader):
             if loader is not None:
                 loader.device = self.device
@@ -164,39 +160,38 @@ class Pretraining(SegmentationAgent):
         self.processes.connect(self.device)
         # the network that training() runs: PyMIC saves, loads and validates the network itself
         self.trained_net = self.net if self.processes.count == 1 else distribute(self.net, self.device)
+        self.training_run.begin(checkpoint)
 
     # The run
+
+    def run(self) -> None:
+        """As PyMIC; SIGTERM and SIGUSR1 end it where nothing is lost."""
+        with self.stop_signals.heard():
+            super().run()
 
     def train_valid(self) -> None:
         """PyMIC's loop for segmentations, for both kinds of agent: it reports loaded weights, needs no validation set
         and keeps the checkpoint whose validation returns the largest ``avg_fg_dice``, see :meth:`validation`."""
+        method = self.config["self_supervised_learning"]["method_name"]
+        self.training_run = TrainingRun(self, self.processes, method, self.stop_signals)
         with killed_workers_explained():
-            SegmentationAgent.train_valid(self)
+            self.training_run.train(lambda: SegmentationAgent.train_valid(self))
         if self.valid_loader is not None:
             log.info("(the best by the validation loss: what is called valid dice there is 1 / (1 + loss))")
         self.processes.disconnect()
 
     def training(self) -> dict[str, Any]:
-        """One block of ``iter_valid`` iterations, with a progress line where the output is a terminal.
+        """One block of ``iter_valid`` iterations.
 
         Returns:
             PyMIC's scalars, and ``block_time``, what the block took in seconds; in rank zero, the mean of all
             processes.
         """
-        block, last = (self.config["training"][key] for key in ("iter_valid", "iter_max"))
-        stream, start = self.trainIter, time.monotonic()
-        is_hidden = None if self.processes.is_rank_zero else True  # None: no line where the output is no terminal
         net, self.net = self.net, self.trained_net
-        with tqdm(
-            total=last, initial=self.iteration, desc="pretraining", unit="it", disable=is_hidden, leave=False
-        ) as line:
-            self.trainIter = _counted(stream, line)
-            try:
-                scalars = super().training()
-            finally:
-                self.net, self.trainIter = net, stream
-                self.iteration += block
-        scalars["block_time"] = time.monotonic() - start
+        try:
+            scalars = self.training_run.block(super().training)
+        finally:
+            self.net = net
         for bad in self.processes.gather(self.train_set.bad_scans.reasons):
             self.train_set.bad_scans.report(bad)
         return _mean(self.processes.gather(scalars))
@@ -211,7 +206,7 @@ class Pretraining(SegmentationAgent):
             return None
         if self.inferer is None:
             self.inferer = Inferer({"class_num": self.config["network"]["class_num"]})
-        scalars = self.processes.from_rank_zero(super().validation)
+        scalars = self.training_run.validated(super().validation)
         return {**scalars, "dice": scalars.get("avg_fg_dice"), "avg_fg_dice": 1 / (1 + scalars["loss"])}
 
     def write_scalars(
@@ -266,13 +261,7 @@ def _mean(scalars: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
 
 
-def _counted(stream: Iterator, line: tqdm) -> Iterator:
-    for batch in stream:
-        yield batch
-        line.update()  # when the next batch is asked for, that is after the iteration
-
-
-def _try_first_sample(samples: Samples, key: str) -> None:
+def try_first_sample(samples: Samples, key: str) -> None:
     """Make the first sample here: what fails for every sample shall not fail in a worker's traceback."""
     try:
         samples[0]

@@ -1,4 +1,4 @@
-"""PyMIC's checkpoints: read safely, written whole, and a report of what a checkpoint gives a network.
+"""PyMIC's checkpoints: found, read safely and written whole.
 
 A checkpoint is a dict of ``iteration``, ``model_state_dict``, ``optimizer_state_dict`` and, after a validation,
 ``valid_pred``, a numpy scalar. A bare state dict (name to tensor), as weights are often released, is taken too.
@@ -6,13 +6,9 @@ A checkpoint is a dict of ``iteration``, ``model_state_dict``, ``optimizer_state
 
 from __future__ import annotations
 
-import logging
 import os
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +17,40 @@ import torch
 
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
+from pymic_vf.host.checkpoint_file import read_file
+from pymic_vf.host.state_dicts import refuse_non_finite, with_weights
 
-log = logging.getLogger(__name__)
-LATEST, PARALLEL = "latest", "module."
+LATEST = "latest"
+LONGEST_NOTE = 100  # bytes of a file that names an iteration
 CONTENT = {
     "model_state_dict": "the network's weights",
     "optimizer_state_dict": "which resuming (ckpt_init_mode = 1) needs",
     "iteration": "which resuming (ckpt_init_mode = 1) needs",
 }
 
+RULES = {
+    "optimizer_state_dict": (Mapping, "a dict"),
+    "iteration": (int, "a whole number"),
+    "valid_pred": ((int, float, np.floating), "a number"),
+}
+
 
 class Checkpoint(dict):
-    """A loaded checkpoint that says in words which entry it lacks."""
+    """A loaded checkpoint that says in words which entry it lacks, or has of another type."""
 
     def __init__(self, content: Mapping[str, Any], path: Path) -> None:
         super().__init__(content)
         self.path = path
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if name in RULES and not isinstance(value, RULES[name][0]):
+            raise UserError(f"{self.path}: its {name!r} must be {RULES[name][1]}, it is a {type(value).__name__}")
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict, of the right type."""
+        return self[name] if name in self else default  # noqa: SIM401 (which would be this method)
 
     def __missing__(self, name: str) -> None:
         raise UserError(f"{self.path}: this checkpoint has no {name!r} ({CONTENT.get(name, 'unknown to PyMIC')})")
@@ -69,47 +83,17 @@ def load(path: str | os.PathLike, map_location: Any = None, **_options: Any) -> 
         map_location: as in `torch.load`.
 
     Raises:
-        UserError: there is no such file, or it holds no checkpoint, or code.
+        UserError: there is no such file, or it holds no checkpoint, or code, or weights that are not finite.
     """
+    checkpoint = read(path, map_location)
+    refuse_non_finite(checkpoint["model_state_dict"], checkpoint.path)
+    return checkpoint
+
+
+def read(path: str | os.PathLike, map_location: Any = None) -> Checkpoint:
+    """As :func:`load`, but weights that are not finite are taken too."""
     found = find_checkpoint(path)
-    _check_archive(found)
-    try:
-        content = torch.load(found, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({named[1]})" if named else ""
-        raise UserError(f"{found}: this file contains code{what}; not loaded") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{found}: not a checkpoint that can be loaded ({_first_line(error)})") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{found}: a checkpoint is a dict of weights, this file holds a {type(content).__name__}")
-    if "model_state_dict" not in content and content and all(isinstance(v, torch.Tensor) for v in content.values()):
-        content = {"model_state_dict": content}
-    return Checkpoint(_without_prefix(content, found), found)
-
-
-def _check_archive(path: Path) -> None:
-    """torch reads an archive without comparing its checksums: a flipped bit would become a weight.
-
-    Raises:
-        UserError: the archive is damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError):  # not an archive, or cut off: torch says what it is
-        return
-    if damaged:
-        raise UserError(f"{path}: damaged, the checksum of {damaged} in it is wrong; not loaded")
-
-
-def _without_prefix(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The checkpoint without the "module." that DataParallel puts before each name of a state dict."""
-    weights = content.get("model_state_dict")
-    if not isinstance(weights, Mapping) or not weights or not all(str(n).startswith(PARALLEL) for n in weights):
-        return content
-    log.info("%s: the names of its weights begin with %r, which is left out", path, PARALLEL)
-    return {**content, "model_state_dict": {name.removeprefix(PARALLEL): w for name, w in weights.items()}}
+    return Checkpoint(with_weights(read_file(found, map_location), found), found)
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path:
@@ -124,10 +108,18 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     if slashes:
         candidates.append(Path("/" + absolute))
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-        if candidate.name == LATEST and candidate.parent.is_dir():
-            return _latest_checkpoint(candidate.parent)
+        try:
+            if candidate.is_file():
+                return candidate
+            if candidate.name == LATEST and candidate.parent.is_dir():
+                return _latest_checkpoint(candidate.parent)
+            if candidate.exists():
+                what = "a folder" if candidate.is_dir() else "a device or a pipe"
+                raise UserError(f"{candidate}: a checkpoint is a file, this is {what}")
+        except (OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{candidate}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     raise UserError(
         f"no checkpoint {' or '.join(map(str, reversed(candidates)))} "
         "(ckpt_init_name is relative to ckpt_dir, or absolute)"
@@ -142,87 +134,25 @@ def _latest_checkpoint(folder: Path) -> Path:
             f"{folder}/{LATEST}: one file PREFIX_latest.txt must name the last checkpoint, there is {found}"
         )
     prefix = notes[0].name.removesuffix("_latest.txt")
-    checkpoint = folder / f"{prefix}_{notes[0].read_text().strip()}.pt"
+    checkpoint = folder / f"{prefix}_{read_note(notes[0])}.pt"
     if not checkpoint.is_file():
         raise UserError(f"{notes[0]} names {checkpoint}, which is not there")
     return checkpoint
 
 
-def allow_numpy_scalars() -> None:
-    """Let ``weights_only=True`` load numpy's float scalars, which PyMIC writes as ``valid_pred``: those types alone."""
-    scalar = np.float64(0).__reduce__()[0]
-    torch.serialization.add_safe_globals(
-        [
-            # numpy 2 and numpy 1 pickle the same function under two module names
-            (scalar, "numpy._core.multiarray.scalar"),
-            (scalar, "numpy.core.multiarray.scalar"),
-            np.dtype,
-            type(np.dtype(np.float32)),
-            type(np.dtype(np.float64)),
-        ]
-    )
+def read_note(path: Path) -> str:
+    """The iteration in PyMIC's ``PREFIX_latest.txt`` or ``PREFIX_best.txt``.
 
-
-@dataclass(frozen=True)
-class WeightReport:
-    """What a checkpoint gives a network: names, with both shapes or a reason where there is one."""
-
-    loaded: list[str]
-    mis_shaped: list[str]
-    missing: list[str]
-    unused: list[str]
-
-    def table(self, title: str) -> str:
-        """The report as text: a row of counts, then every name that was not loaded."""
-        rows = {"loaded": self.loaded, "mis-shaped": self.mis_shaped, "missing": self.missing, "unused": self.unused}
-        lines = [title, *(f"  {name:<11}{len(names):>5}" for name, names in rows.items())]
-        for name in ("mis-shaped", "missing", "unused"):
-            lines += [f"  {name}: {entry}" for entry in rows[name]]
-        return "\n".join(lines)
-
-
-def compare_weights(
-    given: Mapping[str, torch.Tensor],
-    wanted: Mapping[str, torch.Tensor],
-    explain: Callable[[str], str | None] = lambda _name: None,
-) -> WeightReport:
-    """Compare a checkpoint's weights with a network's.
-
-    Args:
-        given: the checkpoint's state dict.
-        wanted: the network's, or the part of it that may be loaded.
-        explain: for a name that does not fit, why; None where the network has nothing to say.
+    Raises:
+        UserError: it is no such file.
     """
-    loaded, mis_shaped = [], []
-    for name in wanted:
-        if name not in given:
-            continue
-        if given[name].shape == wanted[name].shape:
-            loaded.append(name)
-        else:
-            shapes = f"{tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} in the network"
-            mis_shaped.append(f"{name}: {shapes}{_because(explain(name))}")
-    missing = [name for name in wanted if name not in given]
-    return WeightReport(loaded, mis_shaped, missing, _unused([n for n in given if n not in wanted], explain))
-
-
-def _unused(names: Iterable[str], explain: Callable[[str], str | None]) -> list[str]:
-    """Unused names; those that share a reason, as another resolution mode's hundred weights do, become one entry."""
-    plain: list[str] = []
-    by_reason: dict[tuple[str, str], int] = {}
-    for name in names:
-        reason = explain(name)
-        if reason is None:
-            plain.append(name)
-        else:
-            group = (".".join(name.split(".")[:2]), reason)
-            by_reason[group] = by_reason.get(group, 0) + 1
-    return plain + [f"{prefix}.* ({count} weights){_because(reason)}" for (prefix, reason), count in by_reason.items()]
-
-
-def _because(reason: str | None) -> str:
-    return f" ({reason})" if reason else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not path.is_file():
+        raise UserError(f"{path}: must be a file that names an iteration")
+    try:
+        with path.open("rb") as file:
+            text = file.read(LONGEST_NOTE).strip()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not re.fullmatch(rb"[\w.-]+", text):
+        raise UserError(f"{path}: must name the iteration of a checkpoint, got {text.decode(errors='replace')!r}")
+    return text.decode()

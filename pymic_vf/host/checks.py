@@ -12,33 +12,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pymic import TaskDict, TaskType
 from pymic.loss.loss_dict_seg import SegLossDict
 from pymic.net.net_dict_seg import SegNetDict
 from pymic.net_run.agent_rec import ReconstructionLossDict
 from pymic.transform.trans_dict import TransformDict
 
+from pymic_vf.data.scan import can_pymic_read
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
+from pymic_vf.host.channel_inflation import INFLATION_KEY
 from pymic_vf.host.config_keys import (
     BY_NAME,
     DATASET_KEYS,
+    METHOD_KEYS,
     NETWORK_KEYS,
+    OTHER_DATASET_KEYS,
+    OTHER_TRAINING_KEYS,
+    RUN_KEYS,
     SAMPLE_KEYS,
     SCHEDULER_KEYS,
     SEED_AND_FOLDER,
     TRAINING_KEYS,
 )
-from pymic_vf.host.execution import read_execution
-from pymic_vf.host.inference_settings import parse_inference
-from pymic_vf.keys import Key, Section, misspelt, names, path
+from pymic_vf.host.execution import EXECUTION_KEYS, read_execution
+from pymic_vf.host.inference_settings import INFERER, parse_inference
+from pymic_vf.host.known_keys import flat_network, log_other_methods, unread_keys
+from pymic_vf.host.processes import process_count
+from pymic_vf.host.testing_checks import check_testing
+from pymic_vf.host.training_checks import check_further_training, check_makes_one_hot
+from pymic_vf.host.transform_keys import TRANSFORM_KEYS, check_channels, check_transform
+from pymic_vf.keys import Key, Section, names, path
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method
-from pymic_vf.networks.pct_net_settings import parse_network_settings
+from pymic_vf.networks import Network, network_of
 from pymic_vf.sizes import Size
 
 log = logging.getLogger(__name__)
-IMAGE_AXES = 3  # of PCTNet's images
+IMAGE_AXES = 3  # of the images of our networks
 ONE_HOT = "LabelToProbability"
+TWO_D_BY_DEFAULT = ("UNet", "UNet_ScSE", "UNetpp")
 Config = Mapping[str, Mapping[str, Any]]
 
 
@@ -48,6 +61,11 @@ class TransformNames:
 
     before: tuple[str, ...]
     after: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.before + self.after
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,9 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     name = config["self_supervised_learning"]["method_name"]
     kind = method_class(name)
     dataset, network, training = _sections(config, mistakes)
-    _check_unread_keys(config, kind, mistakes)
+    is_our_network = network_of(network.values) is not None
+    _check_unread_keys(config, mistakes, is_our_network)
+    log_other_methods(config, name)
     values = dataset.read((*DATASET_KEYS, *SAMPLE_KEYS, *kind.keys))
     kind.check(values, values["crop_size"], dataset)
     method = kind(values)
@@ -114,7 +134,11 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     if values["train_batch_size"] and values["train_batch_size"] % processes:
         dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
     _check_network(network, method, values["modal_num"])
+    check_channels(dataset, (*values["volume_transform"], *plan.train.names, *plan.valid.names), network)
+    Section(config["self_supervised_learning"], "self_supervised_learning", mistakes).read(METHOD_KEYS)
+    _check_task(dataset, method.task)
     checked = _check_training(training, "valid_csv" in dataset, method.task)
+    check_further_training(training, network, checked, bool(checked["deep_supervise"]))
     read_execution(network, checked["gpus"])
     if method.task == RECONSTRUCTION:
         _check_reconstruction(training, method)
@@ -123,48 +147,108 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     _check_iterations(training, checked)
     if "early_stop_patience" in training and "valid_csv" not in dataset:
         training.wrong("early_stop_patience", "needs [dataset] valid_csv: without it PyMIC stops after that long")
-    parse_inference(config, "valid", mistakes, axes=IMAGE_AXES if network.get("net_type") == "PCTNet" else None)
+    parse_inference(config, "valid", mistakes, axes=IMAGE_AXES if is_our_network else None)
     if mistakes:
         raise ConfigError(mistakes)
     return plan
 
 
-def check_supervised(config: Config, stage: str) -> None:
+def check_config(config: Config, stage: str, is_next: bool = True) -> None:
+    """Check a config for one of PyMIC's commands, as far as it is ours.
+
+    Args:
+        config: PyMIC's parsed config.
+        stage: ``train`` or ``test``.
+        is_next: whether that command comes now; else what another one makes for it need not be there yet.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    has_images = config["dataset"].get("task_type") in (TaskType.SEGMENTATION, TaskType.RECONSTRUCTION)
+    is_ours = has_images and network_of(config.get("network", {})) is not None
+    if stage == "train" and method_name_of(config):
+        check_pretraining(config, process_count())
+    elif is_ours and (stage == "test" or is_supervised(config)):
+        check_supervised(config, stage, is_next)
+
+
+def warnings_of_stock(config: Config) -> list[str]:
+    """What a config of another network with keys of ours has that nobody reads; nothing for all other configs."""
+    network, testing, dataset = (config.get(name, {}) for name in ("network", "testing", "dataset"))
+    opted = any(key.name in network for key in EXECUTION_KEYS) or testing.get(INFERER.name) == "fast"
+    opted = opted or any(name in dataset for name in ("cache_dir", "crop_min_foreground"))
+    if not opted or method_name_of(config) or network.get("net_type") == "PCTNet":
+        return []
+    found, _of_network = unread_keys(config, TransformDict)
+    problem = flat_network(network)
+    return [*found, *([problem] if problem else [])]
+
+
+def check_supervised(config: Config, stage: str, is_next: bool = False) -> None:
     """Check PyMIC's config for a supervised training or a test: what would crash there.
 
     Args:
         config: PyMIC's parsed config.
         stage: ``train`` or ``test``.
+        is_next: whether this stage comes now: then the checkpoint to test has to be there.
 
     Raises:
         ConfigError: with every mistake found.
     """
     mistakes: list[str] = []
     dataset, network, training = _sections(config, mistakes)
-    is_ours = network.get("net_type") == "PCTNet"
-    axes = IMAGE_AXES if is_ours else None
+    ours = network_of(network.values)
+    axes = IMAGE_AXES if ours else None
     stages = ["test"] if stage == "test" else ["train"] + ["valid"] * ("valid_csv" in dataset)
     for each in stages:
         _check_transforms_of_stage(dataset, each)
         _check_labelled_files(dataset, each)
-    if is_ours:
-        _check_pct_net(network)
+    network.read_key(INFLATION_KEY)
+    if ours:
+        _check_unread_keys(config, mistakes, is_our_network=True)
+        network.read(NETWORK_KEYS)
+        _check_settings(network, ours)
+        _check_supervised_data(dataset, network, stages)
     read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
+        from pymic_vf.host.cached_sets import cache_mistakes  # which has checks from here
+
+        mistakes.extend(cache_mistakes(config))
         dataset.read([BY_NAME[f"{each}_batch_size"] for each in stages])
-        checked = _check_training(training, "valid" in stages, SEGMENTATION)
+        task = _task_of(dataset)
+        checked = _check_training(training, "valid" in stages, task)
+        if ours:
+            check_further_training(training, network, checked, bool(checked["deep_supervise"]))
+            if task == RECONSTRUCTION:
+                _check_supervised_reconstruction(training, network)
         _check_deep_supervision(network, checked["deep_supervise"], may_be_ignored=True)
-        if "valid" not in stages:  # with a validation there is a best checkpoint at least
-            _check_iterations(training, checked)
+        _check_iterations(training, checked)
         # PyMIC's own inferer is there only where it validates, ours is made in any case
         parse_inference(config, "valid", mistakes, axes=axes, stock_too="valid" in stages)
     else:
         training.read(SEED_AND_FOLDER)
+        training.read(OTHER_TRAINING_KEYS[:2])
+        if ours:
+            testing = Section(config.get("testing", {}), "testing", mistakes)
+            check_testing(testing, training, is_next)
     # while training too, where a test of the same config is to come: it may be days later
     if stage == "test" or "output_dir" in config.get("testing", {}):
         parse_inference(config, "test", mistakes, axes=axes, stock_too=True)
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def check_run(config: Config) -> None:
+    """Check what a run of any network needs so that it can be interrupted and ends with a checkpoint.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    training = Section(config["training"], "training", [])
+    values = training.read((*RUN_KEYS, *(BY_NAME[name] for name in ("iter_max", "iter_valid", "iter_save"))))
+    _check_iterations(training, values)
+    if training.mistakes:
+        raise ConfigError(training.mistakes)
 
 
 def check_network(config: Config) -> None:
@@ -173,8 +257,8 @@ def check_network(config: Config) -> None:
     Raises:
         ConfigError: with every mistake found.
     """
-    if config.get("network", {}).get("net_type") == "PCTNet":
-        parse_network_settings(config["network"])
+    if ours := network_of(config.get("network", {})):
+        ours.parse(config["network"])
 
 
 def make_transform(name: str, dataset: Mapping[str, Any]) -> Any:
@@ -186,20 +270,17 @@ def _sections(config: Config, mistakes: list[str]) -> list[Section]:
     return [Section(config.get(name, {}), name, mistakes) for name in ("dataset", "network", "training")]
 
 
-def _check_unread_keys(config: Config, method: type[Method], mistakes: list[str]) -> None:
-    """Note the keys of ours that would be ignored: misspelt ones and those of another section; log those of another
-    method, which one config for several methods may have."""
-    dataset = Section(config["dataset"], "dataset", mistakes)
-    ours = (*SAMPLE_KEYS, *method.keys)
-    of_others = {key.name for name in METHODS for key in method_class(name).keys} - {key.name for key in ours}
-    others = ("patch_size", *(name.lower() for name in of_others))
-    misspelt(dataset, ours, others, prefixes=tuple(f"{name.lower()}_" for name in METHODS))
-    if unread := sorted(name for name in of_others if name in dataset):
-        log.info("[dataset] %s: of another method than %s, not read", ", ".join(unread), method.title)
-    for section, values in config.items():
-        for name in (name for key in ours for name in (key.name, key.former) if name.lower() in values):
-            if section != "dataset":
-                Section(values, section, mistakes).wrong(name, "belongs in [dataset] and would be ignored here")
+def _check_unread_keys(config: Config, mistakes: list[str], is_our_network: bool) -> None:
+    """Note what would be ignored. A network that is not ours may have keys that only it knows: a line for these."""
+    found, of_network = unread_keys(config, TransformDict)
+    mistakes.extend(found)
+    if is_our_network:
+        mistakes.extend(of_network)
+    else:
+        for message in of_network:
+            log.warning("%s", message)
+    for section, key in getattr(config, "empty", ()):
+        mistakes.append(f"[{section}] {key} is empty: give it a value, or remove the line")
 
 
 def _with_folders(dataset: Section, values: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +336,10 @@ def _check_transforms(dataset: Section, key: str, transforms: Iterable[str]) -> 
         if name not in TransformDict:
             dataset.mistakes.append(f"[dataset] {key}: there is no transform {name}{did_you_mean(name, TransformDict)}")
             continue
+        known = len(dataset.mistakes)
+        check_transform(name, dataset)
+        if len(dataset.mistakes) > known:
+            continue
         try:
             make_transform(name, dataset.values)
         except KeyError as error:
@@ -276,6 +361,50 @@ def _check_scan_lists(
             scans = read_scan_list(csv, root, values["modal_num"], dataset.mistakes, method.scans_per_sample)
         lists.append(scans)
     return lists[0], lists[1]
+
+
+def _task_of(dataset: Section) -> str:
+    return RECONSTRUCTION if dataset.get("task_type") == TaskType.RECONSTRUCTION else SEGMENTATION
+
+
+def _check_task(dataset: Section, task: str) -> None:
+    """The task of the config is that of its method."""
+    given = dataset.get("task_type")
+    if given != (TaskType.SEGMENTATION if task == SEGMENTATION else TaskType.RECONSTRUCTION):
+        wanted = "seg" if task == SEGMENTATION else "rec"
+        dataset.mistakes.append(f"[dataset] task_type must be {wanted} for this method, got {_short(given)}")
+
+
+def _short(task: Any) -> str:
+    return next((name for name, kind in TaskDict.items() if kind == task), repr(task))
+
+
+def _check_supervised_data(dataset: Section, network: Section, stages: Sequence[str]) -> None:
+    """The keys of [dataset] that PyMIC's own reader takes, and what the network must be given."""
+    rows = [key for key in OTHER_DATASET_KEYS if key.name.startswith(tuple(f"{stage}_" for stage in stages))]
+    rows = [key for key in rows if not key.name.endswith(("_csv", "_dir", "_transform"))]
+    dataset.read((*rows, BY_NAME["tensor_type"], BY_NAME["num_worker"], BY_NAME["modal_num"], BY_NAME["patch_size"],
+                  BY_NAME["allow_missing_modal"], BY_NAME["supervise_type"]))  # fmt: skip
+    listed = [dataset.get(f"{stage}_transform") for stage in stages]
+    listed = [names if isinstance(names, (list, tuple)) else [] for names in listed]
+    check_channels(dataset, [name for names in listed for name in names], network)
+    if _task_of(dataset) == SEGMENTATION:
+        for stage, names in zip(stages, listed, strict=True):
+            if stage != "test" and f"{stage}_transform" in dataset.values:
+                check_makes_one_hot(dataset, stage, names, TRANSFORM_KEYS)
+    for stage in stages:
+        if isinstance(dataset.get(f"{stage}_transform"), str):
+            dataset.wrong(f"{stage}_transform", "must be a list of names, such as [RandomCrop]")
+
+
+def _check_supervised_reconstruction(training: Section, network: Section) -> None:
+    """What PyMIC's reconstruction agent asks for."""
+    if network.get("class_num") != 1:
+        network.wrong("class_num", "must be 1 for [dataset] task_type = rec")
+    if isinstance(training.get("loss_type"), (list, tuple)):
+        training.wrong("loss_type", "must be one name, MAELoss or MSELoss, for [dataset] task_type = rec")
+    if training.get("deep_supervise"):
+        training.wrong("deep_supervise", "must not be True for [dataset] task_type = rec")
 
 
 def _check_transforms_of_stage(dataset: Section, stage: str) -> None:
@@ -309,7 +438,7 @@ def _check_labelled_files(dataset: Section, stage: str) -> None:
     if not len(table):
         dataset.mistakes.append(f"{csv}: lists no image")
     if root is not None:
-        check_files(Path(csv), Path(root), table[columns], dataset.mistakes)
+        check_files(Path(csv), Path(root), table[columns], dataset.mistakes, readable=can_pymic_read)
 
 
 def _check_network(network: Section, method: Method, modalities: int) -> None:
@@ -317,18 +446,24 @@ def _check_network(network: Section, method: Method, modalities: int) -> None:
     net_type, in_chns = values["net_type"], values["in_chns"] or modalities
     if isinstance(net_type, str) and net_type not in SegNetDict:
         network.mistakes.append(f"[network] there is no net_type {net_type}{did_you_mean(net_type, SegNetDict)}")
+    if net_type in TWO_D_BY_DEFAULT and "dimension" not in network:
+        network.missing(
+            "dimension", f"3; without it PyMIC's {net_type} is a 2D network, slice by slice (2 if you mean it)"
+        )
     outputs = method.class_names(in_chns)
     if values["class_num"] not in (None, len(outputs)):
         network.wrong("class_num", f"must be {len(outputs)} for {method.title} ({', '.join(outputs)})")
+    if problem := flat_network(network.values):
+        network.mistakes.append(problem)
     if in_chns < modalities:
         network.wrong("in_chns", f"must be at least [dataset] modal_num = {modalities}")
-    if net_type == "PCTNet":
-        _check_pct_net(network)
+    if ours := network_of(network.values):
+        _check_settings(network, ours)
 
 
-def _check_pct_net(network: Section) -> None:
+def _check_settings(network: Section, ours: Network) -> None:
     try:
-        parse_network_settings(network.values)
+        ours.parse(network.values)
     except ConfigError as error:
         network.mistakes.extend(m for m in error.mistakes if m not in network.mistakes)
 
@@ -366,10 +501,11 @@ def _check_reconstruction(training: Section, method: Method) -> None:
 
 
 def _check_deep_supervision(network: Section, is_deep: bool, may_be_ignored: bool) -> None:
-    """Deep supervision needs PCT-Net's four outputs. Without it three of them learn nothing, and several processes
-    would decay their weights where one does not."""
+    """Deep supervision needs the several outputs of our networks. Without it all but one learn nothing, and several
+    processes would decay their weights where one does not."""
     is_multiscale = network.get("multiscale_pred") is True
-    if network.get("net_type") == "PCTNet" and is_deep != is_multiscale and not (may_be_ignored and is_multiscale):
+    is_ours = network_of(network.values) is not None
+    if is_ours and is_deep != is_multiscale and not (may_be_ignored and is_multiscale):
         network.wrong("multiscale_pred", f"must be {is_deep} where [training] deep_supervise = {is_deep}")
 
 

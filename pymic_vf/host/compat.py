@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import builtins
 import configparser
+import contextlib
+import errno
 import functools
+import inspect
+import io
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, Any
@@ -24,7 +28,9 @@ import torch
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.files import whole_file
 from pymic_vf.host import checkpoint
+from pymic_vf.host.checkpoint_file import allow_numpy_scalars
 from pymic_vf.host.processes import is_other_rank
+from pymic_vf.plugin import VERBOSE
 
 log = logging.getLogger(__name__)
 
@@ -117,41 +123,20 @@ def let_rank_zero_log(host: ModuleType) -> None:
 
 def load_checkpoints_safely(host: ModuleType) -> None:
     """torch >= 2.6 refuses the numpy scalar in PyMIC's checkpoints: allow that type, keep the protection."""
-    checkpoint.allow_numpy_scalars()
+    allow_numpy_scalars()
     _torch_of(host).load = checkpoint.load
+
+
+def load_weights_alone(host: ModuleType) -> None:
+    """PyMIC's helpers for files of weights leave it to torch's version whether code in them runs: it never does."""
+    allow_numpy_scalars()
+    _torch_of(host).load = lambda *args, **options: torch.load(*args, **{**options, "weights_only": True})
 
 
 def allow_no_validation_set(host: ModuleType) -> None:
     """Without ``valid_csv`` PyMIC reads a ``valid_loader`` that nothing set; its ``validation`` then expects None."""
     if not hasattr(host.NetRunAgent, "valid_loader"):
         host.NetRunAgent.valid_loader = None
-
-
-def report_loaded_weights(host: ModuleType) -> None:
-    """PyMIC drops weights that do not fit without a word: log what was loaded and what was not.
-
-    For a network of ours, weights of which nothing fits are an error.
-    """
-    stock: Callable = host.SegmentationAgent.load_pretrained_weights
-
-    @functools.wraps(stock)
-    def load_pretrained_weights(agent: Any, network: Any, pretrained_dict: Mapping, device_ids: list[int]) -> None:
-        net = network.module if len(device_ids) > 1 else network
-        wanted = net.get_parameters_to_load() if hasattr(net, "get_parameters_to_load") else net.state_dict()
-        explain = getattr(net, "explain_mismatch", lambda _name: None)
-        report = checkpoint.compare_weights(pretrained_dict, wanted, explain)
-        source = agent.config["training"].get("ckpt_init_name")
-        level = logging.INFO if not (report.mis_shaped or report.missing) else logging.WARNING
-        log.log(level, report.table(f"Weights of {source} for {type(net).__name__}:"))
-        learned = {name for name, _ in net.named_parameters()}
-        if type(net).__module__.startswith("pymic_vf.") and not learned.intersection(report.loaded):
-            raise UserError(
-                f"ckpt_init_name = {source}: none of its {len(pretrained_dict)} weights fits {type(net).__name__}, "
-                "which would start from random weights; the table above has every name"
-            )
-        stock(agent, network, pretrained_dict, device_ids)
-
-    host.SegmentationAgent.load_pretrained_weights = load_pretrained_weights
 
 
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
@@ -196,7 +181,27 @@ def show_user_errors_plainly(_host: ModuleType) -> None:
     sys.excepthook = excepthook
 
 
+def print_config_once(host: ModuleType) -> None:
+    """PyMIC's commands print every key as they parse it, ``pymic_test`` the whole config besides, and then log it: the
+    log is enough. ``PYMIC_VF_VERBOSE=1`` leaves it as it was."""
+    if os.environ.get(VERBOSE):
+        return
+    stock: Callable = host.parse_config
+
+    @functools.wraps(stock)
+    def parse_config(args: Any) -> dict[str, Any]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return stock(args)
+
+    host.parse_config = parse_config
+    host.print = lambda *what, **options: None if isinstance(what[0], dict) else builtins.print(*what, **options)
+
+
 # PyMIC's commands read sections, keys and names of methods before any agent is there to check them
+UNUSABLE_FILES = (
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+)  # fmt: skip
 COMMANDS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.util.parse_config")
 
 
@@ -206,6 +211,10 @@ def _message_for_users(error: BaseException, trace: TracebackType | None) -> str
         return str(error)
     if isinstance(error, configparser.Error):
         return f"the config file cannot be parsed: {error}"
+    if isinstance(error, OSError) and error.filename is not None and error.errno in UNUSABLE_FILES:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, KeyError) and str(error.args[0]).startswith("File not found: "):  # PyMIC's reader of images
+        return str(error.args[0])
     frames = traceback.extract_tb(trace)
     if not frames or frames[-1].filename not in [getattr(sys.modules.get(name), "__file__", "") for name in COMMANDS]:
         return None
@@ -233,6 +242,7 @@ def explain_missing_checkpoint(host: ModuleType) -> None:
 
     @functools.wraps(stock)
     def get_checkpoint_name(agent: Any) -> Any:
+        _check_checkpoint_of_test(agent.config)
         try:
             return stock(agent)
         except FileNotFoundError as error:
@@ -245,6 +255,27 @@ def explain_missing_checkpoint(host: ModuleType) -> None:
     host.NetRunAgent.get_checkpoint_name = get_checkpoint_name
 
 
+def _check_checkpoint_of_test(config: dict[str, dict[str, Any]]) -> None:
+    """What PyMIC's choice of a checkpoint to test with takes for granted.
+
+    Raises:
+        UserError: a key is missing or of another kind, or the file that names an iteration is none.
+    """
+    testing, training = config["testing"], config.get("training", {})
+    mode, name = testing.get("ckpt_mode"), testing.get("ckpt_name")
+    if mode is None:
+        raise UserError("[testing] ckpt_mode is missing: 0 the latest, 1 the best, 2 a file, 3 a list of files")
+    if mode == 3 and not (isinstance(name, (list, tuple)) and name and all(isinstance(each, str) for each in name)):
+        raise UserError(f"[testing] ckpt_name must be a list of files where ckpt_mode = 3, got {name!r}")
+    if mode not in (0, 1, 3) and not isinstance(name, str):
+        raise UserError(f"[testing] ckpt_name must be the name of a file where ckpt_mode = {mode!r}, got {name!r}")
+    if mode in (0, 1) and isinstance(folder := training.get("ckpt_dir"), str):
+        prefix = training.get("ckpt_prefix") or folder.split("/")[-1]
+        note = Path(folder) / f"{prefix}_{'best' if mode else 'latest'}.txt"
+        if os.path.lexists(note):
+            checkpoint.read_note(note)
+
+
 def check_configs_of_our_network(host: ModuleType) -> None:
     """PyMIC finds a wrong path or a missing key one at a time, by traceback: where a network of ours is to learn from
     labels, or is tested, all at once. Other ways of training are PyMIC's to check."""
@@ -253,11 +284,12 @@ def check_configs_of_our_network(host: ModuleType) -> None:
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
         from pymic_vf.host.checks import check_supervised, is_supervised  # needs PyMIC's registries, complete by now
+        from pymic_vf.networks import network_of
 
         own_data = agent.train_set is not None or agent.test_set is not None
-        is_ours = agent.config.get("network", {}).get("net_type") == "PCTNet"
+        is_ours = network_of(agent.config.get("network", {})) is not None
         if is_ours and not own_data and (agent.stage == "test" or is_supervised(agent.config)):
-            check_supervised(agent.config, agent.stage)
+            check_supervised(agent.config, agent.stage, is_next=True)
         stock(agent)
 
     host.SegmentationAgent.create_dataset = create_dataset
@@ -299,6 +331,19 @@ def run_networks_as_asked(host: ModuleType) -> None:
         configure_execution(agent.net, **values)
 
     host.SegmentationAgent.create_network = create_network
+
+
+def build_unetr_with_todays_monai(host: ModuleType) -> None:
+    """PyMIC's UNETR gives MONAI's ViT the argument ``pos_embed``, whose name has been ``proj_type`` since MONAI 1.4."""
+    stock: Callable = host.ViT
+    if "pos_embed" in inspect.signature(stock).parameters:
+        return
+
+    @functools.wraps(stock, updated=())
+    def vit(*args: Any, pos_embed: str, **options: Any) -> torch.nn.Module:
+        return stock(*args, proj_type=pos_embed, **options)
+
+    host.ViT = vit
 
 
 def explain_lack_of_memory(host: ModuleType) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pymic_vf.host.execution import EXECUTION_KEYS
+from pymic_vf.networks import network_of
 
 CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
@@ -21,7 +22,7 @@ Config = Mapping[str, Mapping[str, Any]]
 def is_advised(config: Config) -> bool:
     """Whether the network is one of ours, or is run as one of our keys says."""
     network = config.get("network", {})
-    return network.get("net_type") == "PCTNet" or any(key.name in network for key in EXECUTION_KEYS)
+    return network_of(network) is not None or any(key.name in network for key in EXECUTION_KEYS)
 
 
 def is_lack_of_memory(error: Exception) -> bool:

@@ -251,6 +251,8 @@ class PCTNet(nn.Module):
     def explain_mismatch(self, name: str) -> str | None:
         """Why weights of another shape may not fit the entry `name`: the keys that decide its shape, or None."""
         s = self.settings
+        if self.other_mode_names([name]):
+            return f"of resolution_mode {name.split('.')[1]}, {s.resolution_mode} here"
         if "relative_position_" in name:
             level = int(name.split(".")[1][-1])
             return _explain_window(s, level)

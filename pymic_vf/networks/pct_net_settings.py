@@ -6,7 +6,7 @@ Names are PyMIC's and MIS-FM's; defaults are those of the released implementatio
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +57,8 @@ PCT_NET_KEYS = (
     Key("multiscale_pred", flag(), "four outputs while training, for `deep_supervise = True`", False),
     Key("update_mode", one_of(0, 1), "1: only the prediction head learns", 0),
 )
-# Keys of [network] that others read: PyMIC, and those of pymic_vf.host.execution.
-READ_BY_OTHERS = ("net_type", "infer_mode", "precision", "compile", "activation_checkpointing")
+# Keys of [network] that others read: PyMIC, and those of pymic_vf.host's execution and channel_inflation.
+READ_BY_OTHERS = ("net_type", "infer_mode", "precision", "compile", "activation_checkpointing", "in_chns_inflate")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def parse_network_settings(params: Mapping[str, Any]) -> PCTNetSettings:
     _check_heads(section, settings)
     if settings.input_size is not None:
         _check_size(section, settings)
-    _log_unread_keys(params)
+    log_unread_keys(params, PCT_NET_KEYS, "PCTNet")
     if section.mistakes:
         raise ConfigError(section.mistakes)
     return settings
@@ -138,8 +138,9 @@ def _check_size(section: Section, settings: PCTNetSettings) -> None:
             section.wrong("input_size", f"must be at least {list(smallest)} for {poolings}: axis {axis} is {side}")
 
 
-def _log_unread_keys(params: Mapping[str, Any]) -> None:
-    names = [key.name for key in PCT_NET_KEYS]
+def log_unread_keys(params: Mapping[str, Any], keys: Iterable[Key], net_type: str) -> None:
+    """A line for each key of [network] that neither the network nor anybody else reads."""
+    names = [key.name for key in keys]
     for key in params:
         if key not in names and key not in READ_BY_OTHERS:
-            log.warning("[network] %s = %r is not read by PCTNet%s", key, params[key], did_you_mean(key, names))
+            log.warning("[network] %s = %r is not read by %s%s", key, params[key], net_type, did_you_mean(key, names))

@@ -1,0 +1,83 @@
+"""Opt-in, ``[dataset] cache_dir`` in a supervised config: PyMIC's agent trains and validates on samples from the cache.
+
+The samples are those that PyMIC makes, see :mod:`pymic_vf.data.labelled_samples`; the loop, the loss and the
+checkpoints are PyMIC's. Without the key nothing changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def offer_cached_finetuning(host: ModuleType) -> None:
+    """PyMIC decodes, transforms and searches whole volumes for each crop: give its agent a loader of cached samples."""
+    kind = host.SegmentationAgent
+    kind.create_dataset = _with_cache(kind.create_dataset, kind)
+    kind.create_optimizer = _resuming_the_stream(kind.create_optimizer)
+    kind.training = _telling_of_waiting(kind.training)
+
+
+def _with_cache(stock: Callable, kind: type) -> Callable:
+    @functools.wraps(stock)
+    def create_dataset(agent: Any) -> None:
+        if agent.stage == "train" and not type(agent).__module__.startswith("pymic_vf."):
+            from pymic_vf.host import cached_sets  # needs PyMIC's registries, complete by now
+            from pymic_vf.host.checks import is_supervised
+
+            # PyMIC's agents of other kinds of learning derive from this one
+            is_ours = type(agent) is kind and is_supervised(agent.config) and agent.train_set is None
+            if is_ours and cached_sets.is_asked(agent.config):
+                cached_sets.create_loaders(agent)
+                return
+            if is_ours:
+                cached_sets.tell_of_savings(agent.config)
+            elif cached_sets.is_asked(agent.config):
+                log.warning(
+                    "[dataset] cache_dir: PyMIC's %s with supervise_type = %s reads its own way, without a cache",
+                    type(agent).__name__, agent.config["dataset"].get("supervise_type", "fully_sup"),
+                )  # fmt: skip
+        stock(agent)
+
+    return create_dataset
+
+
+def _resuming_the_stream(stock: Callable) -> Callable:
+    @functools.wraps(stock)
+    def create_optimizer(agent: Any, params: Any, checkpoint: dict[str, Any] | None = None) -> None:
+        if checkpoint is not None and _is_cached(agent):
+            batch = agent.config["dataset"]["train_batch_size"]
+            agent.train_loader.numbers.start = checkpoint["iteration"] * batch
+        stock(agent, params, checkpoint)
+
+    return create_optimizer
+
+
+def _telling_of_waiting(stock: Callable) -> Callable:
+    @functools.wraps(stock)
+    def training(agent: Any) -> dict[str, Any]:
+        start = time.monotonic()
+        scalars = stock(agent)
+        if _is_cached(agent):
+            share = scalars["data_time"] / max(time.monotonic() - start, 1e-9)
+            log.info("waited for data %.1f %% of the time", 100 * share)
+        return scalars
+
+    return training
+
+
+def _is_cached(agent: Any) -> bool:
+    return getattr(agent.train_set, "is_cached_finetuning", False)
+
+
+def several_processes() -> int:
+    """The processes that torchrun started; 1 without it."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    return int(count) if count.isdecimal() else 1

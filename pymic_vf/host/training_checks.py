@@ -1,0 +1,96 @@
+"""What else PyMIC's training of a config of ours would fail on, or ignore: losses, optimizer, start and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pymic_vf.errors import UserError
+from pymic_vf.host.checkpoint import find_checkpoint
+from pymic_vf.host.config_keys import LOSS_KEYS, OTHER_TRAINING_KEYS
+from pymic_vf.keys import Section
+from pymic_vf.networks import network_of
+
+
+def check_further_training(training: Section, network: Section, values: Mapping[str, Any], deep: bool) -> None:
+    """Note what is wrong beside the rows of [training] themselves.
+
+    Args:
+        training: the section.
+        network: the section [network].
+        values: of [training] by name.
+        deep: whether the losses of several outputs count.
+    """
+    further = training.read(OTHER_TRAINING_KEYS)
+    for loss in values["loss_type"] or ():
+        training.read(LOSS_KEYS.get(loss, ()))
+    classes = network.get("class_num")
+    if further["class_weight"] is not None and len(further["class_weight"]) != classes:
+        training.wrong("class_weight", f"must have a weight for each class, [network] class_num = {classes}")
+    weights = further["deep_supervise_weight"]
+    ours = network_of(network.values)
+    if ours and weights is not None and deep and len(weights) != ours.outputs:
+        training.wrong("deep_supervise_weight", f"must have a weight for each of the network's {ours.outputs} outputs")
+    for key, given in (("loss_weight", values["loss_weight"]), ("deep_supervise_weight", weights)):
+        if given and sum(given) <= 0:
+            training.wrong(key, "must not come to 0 or less in all")
+    is_sgd = (values["optimizer"] or "").lower() == "sgd"
+    if is_sgd and further["nesterov"] and values["momentum"] == 0:
+        training.wrong("momentum", "must be above 0 for SGD, unless nesterov = False")
+    check_folder(training, "ckpt_dir")
+    _check_start(training, values)
+
+
+def check_folder(section: Section, key: str) -> None:
+    """Note a folder that cannot be made or written to."""
+    name = section.get(key)
+    if not isinstance(name, str):
+        return
+    folder = there = Path(name)
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            section.wrong(key, f"must be the name of a folder; {there} is a file")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            rule = "must be a folder that can be written to"
+            section.wrong(key, rule if there == folder else f"{rule}; {there} cannot")
+    except (OSError, ValueError) as error:
+        section.wrong(key, f"must be the name of a folder ({getattr(error, 'strerror', None) or error})")
+
+
+def _check_start(training: Section, values: Mapping[str, Any]) -> None:
+    """The checkpoint that a training starts from is there."""
+    start, folder = training.get("ckpt_init_name"), training.get("ckpt_dir")
+    if not isinstance(start, str) or not isinstance(folder, str):
+        if values["ckpt_init_mode"] and "ckpt_init_name" not in training:
+            training.wrong("ckpt_init_mode", "needs ckpt_init_name, the checkpoint to go on from")
+        return
+    # ckpt_dir is made later: FOLDER/../NAME has no meaning to the file system before
+    path = f"{folder}/{start}" if Path(folder).is_dir() or Path(start).is_absolute() else _normal(folder, start)
+    try:
+        find_checkpoint(path)
+    except UserError as error:
+        training.mistakes.append(f"[training] ckpt_init_name = {start}: {error}")
+    except (OSError, ValueError) as error:
+        training.wrong("ckpt_init_name", f"must be the name of a checkpoint ({error})")
+
+
+def _normal(folder: str, start: str) -> str:
+    return os.path.normpath(f"{folder}/{start}")
+
+
+def check_makes_one_hot(dataset: Section, stage: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Note where no transform makes the one-hot label that a segmentation learns from.
+
+    Args:
+        dataset: the section.
+        stage: train or valid.
+        names: its transforms.
+        known: the transforms whose results are known; one of others may make it.
+    """
+    names = list(names)
+    if set(names) <= set(known) and not {"LabelToProbability", "PartialLabelToProbability"} & set(names):
+        dataset.wrong(f"{stage}_transform", "must have LabelToProbability, which makes the label that the loss is of")
