@@ -21,9 +21,10 @@ from pymic_vf.compare.config_text import read_text, value_of
 from pymic_vf.compare.job import DONE, FAILED, LOG, RESULT, finished, read_scores, run_job, versions
 from pymic_vf.compare.plan import FINETUNING, PRETRAINING, make_runs, read_json, write_json, write_run
 from pymic_vf.compare.progress import LiveLine, duration, iteration, time_left
-from pymic_vf.compare.settings import read_settings
+from pymic_vf.compare.settings import ARM_KEYS, COMPARE_KEYS, SLURM_KEYS, read_settings
 from pymic_vf.compare.slurm import Cluster
 from pymic_vf.errors import ConfigError, UserError
+from pymic_vf.keys import markdown_table
 
 from conftest import finetuning, make_scan, pretraining, write_cfg, write_volume
 
@@ -298,6 +299,12 @@ def test_a_live_line_needs_a_terminal():
     line.show("50 %")
     line.say("done")
     assert texts[1] == "50 %" and texts[2] == "\r    \r"
+
+
+def test_the_page_has_the_keys():
+    page = (Path(__file__).parents[1] / "docs" / "comparing.md").read_text()
+    for keys in (COMPARE_KEYS, ARM_KEYS, SLURM_KEYS):
+        assert markdown_table(keys) in page
 
 
 @pytest.mark.long

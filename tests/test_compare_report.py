@@ -107,7 +107,7 @@ def test_what_may_be_concluded(comparison):
 
 
 def test_scores_are_those_of_the_runs(comparison):
-    settings, runs, html = comparison
+    html = comparison[2]
     scores = pd.read_csv(html.with_name("scores.csv"))
     assert list(scores.columns) == ["arm", "labels", "seed", "case", "class", "metric", "value"]
     assert len(scores) == 3 * 2 * 3 * 12 * 2 * 2

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from pymic.util.parse_config import synchronize_config
 
-from pymic_vf.cli import read_config
-from pymic_vf.compare.config_text import ConfigText, value_of, write_text
+from pymic_vf.cli import parse_file
+from pymic_vf.compare.config_text import ConfigText, changed, value_of, write_text
 from pymic_vf.compare.plan import FINETUNING, PRETRAINING, Run
 from pymic_vf.data.scan_list import check_files, read_table
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.checks import check_network, check_pretraining, check_supervised, is_supervised, method_name_of
+from pymic_vf.host.checks import is_supervised
+from pymic_vf.host.commands import TEST, TRAIN, find_mistakes
 
 GZIP_TRAILER = 8  # bytes at the end of a .gz: checksum and size of what it holds
 BLOCK = 2**20
@@ -38,9 +40,7 @@ def check_runs(runs: Sequence[Run]) -> None:
             mistakes += [f"{where}: {mistake}" for mistake in error.mistakes]
         except UserError as error:
             mistakes.append(f"{where}: {error}")
-    mistakes += _leaks(runs)
-    if mistakes:
-        raise ConfigError(mistakes)
+    _raise(mistakes + _leaks(runs))
 
 
 def _check_config(run: Run) -> None:
@@ -51,24 +51,25 @@ def _check_config(run: Run) -> None:
             csv = Path(folder) / "train.csv"
             run.rows.to_csv(csv, index=False)
             text = {**text, "dataset": {**text["dataset"], "train_csv": str(csv)}}
+        if run.pretraining is not None:  # nor are the weights that it starts from
+            text = changed(text, {("training", "ckpt_init_name"): None, ("training", "ckpt_init_mode"): None})
         write_text(text, cfg)
-        config = read_config(cfg)
-        if run.kind == PRETRAINING:
-            if method_name_of(config):
-                check_pretraining(config)
-            else:
-                check_network(config)
-            return
-        if not is_supervised(config):
-            raise UserError("must be a supervised training: without [dataset] supervise_type, or fully_sup")
-        if "testing" not in config:
-            raise UserError("has no section [testing]: a comparison tests every run")
-        check_supervised(config, "train")
-        check_supervised(config, "test")
-    mistakes: list[str] = []
+        stages = [TRAIN] if run.kind == PRETRAINING else [TRAIN, TEST]
+        config, mistakes = find_mistakes(parse_file(cfg), stages, synchronize_config, is_next=False)
+    if run.kind == PRETRAINING:
+        if config.get("dataset", {}).get("supervise_type") != "self_sup":
+            mistakes.append("[dataset] supervise_type must be self_sup in the config of a pretraining")
+        _raise(mistakes)
+        return
+    if not is_supervised(config):
+        mistakes.append("[dataset] supervise_type must be fully_sup, or not there, in the config of a fine-tuning")
     truth = run.pairs[["ground_truth"]]
     root = Path(run.evaluation["evaluation"]["ground_truth_folder"])
     check_files(Path(value_of(run.config, "dataset", "test_csv")), root, truth, mistakes)
+    _raise(mistakes)
+
+
+def _raise(mistakes: list[str]) -> None:
     if mistakes:
         raise ConfigError(mistakes)
 

@@ -82,7 +82,7 @@ class Arm:
         pretrain: the config of its pretraining; None without one.
         weights: a checkpoint from elsewhere; None without one.
         baseline: the arm that it is compared with; None for a baseline.
-        overrides: values of its configs by (stage or "" for both, section, key).
+        overrides: values of its configs by (stage or "" for both, section, key); "" for a key that goes.
     """
 
     name: str
@@ -92,9 +92,10 @@ class Arm:
     baseline: str | None = None
     overrides: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
 
-    def changes(self, stage: str) -> dict[tuple[str, str], str]:
+    def changes(self, stage: str) -> dict[tuple[str, str], str | None]:
         """The overrides of pretrain or finetune by (section, key)."""
-        return {(section, key): text for (of, section, key), text in self.overrides.items() if of in ("", stage)}
+        mine = {key: text for key, text in self.overrides.items() if key[0] in ("", stage)}
+        return {(section, key): text or None for (_stage, section, key), text in mine.items()}
 
 
 @dataclass(frozen=True)
