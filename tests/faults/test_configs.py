@@ -357,6 +357,39 @@ def test_keys_of_others_are_left_alone(scans: Path, folder: Path, caplog: pytest
     assert "iter_sav" in lines and "dimension is missing" in lines
 
 
+def test_the_demo_of_mis_fm_passes(scans: Path, folder: Path):
+    """Its left-atrium config, with another data folder."""
+    (folder / "pctnet_ct10k_volf.pt").touch()
+    flips = {f"RandomFlip_flip_{axis}": True for axis in ("depth", "height", "width")}
+    size = [64, 128, 128]
+    config = {
+        "dataset": {
+            "task_type": "seg", "tensor_type": "float", "train_dir": scans / "volumes",
+            "train_csv": scans / "labelled.csv", "valid_csv": scans / "labelled.csv",
+            "test_csv": scans / "labelled.csv", "modal_num": 1,
+            "train_batch_size": 2, "valid_batch_size": 1, "patch_size": size,
+            "train_transform": ["RandomCrop", "NormalizeWithMeanStd", "RandomFlip", "LabelToProbability"],
+            "valid_transform": ["NormalizeWithMeanStd", "LabelToProbability"],
+            "test_transform": ["NormalizeWithMeanStd"], "NormalizeWithMeanStd_channels": [0],
+            "RandomCrop_foreground_focus": False, "RandomCrop_foreground_ratio": "None",
+            "RandomCrop_mask_label": "None",
+            **flips,
+        },
+        "network": {"net_type": "PCTNet", "class_num": 2, "in_chns": 1, "input_size": size,
+                    "feature_chns": [24, 48, 128, 256, 512], "dropout": [0, 0, 0.2, 0.2, 0.2], "resolution_mode": 1,
+                    "multiscale_pred": True},
+        "training": {"gpus": [0], "deep_supervise": True, "loss_type": ["DiceLoss", "CrossEntropyLoss"],
+                     "loss_weight": [0.5, 0.5], "optimizer": "Adam", "learning_rate": "1e-3", "momentum": 0.9,
+                     "weight_decay": "1e-5", "lr_scheduler": "PolynomialLR", "lr_power": 0.8,
+                     "early_stop_patience": 3000, "ckpt_dir": folder / "demo", "iter_max": 6000, "iter_valid": 250,
+                     "iter_save": 6000, "ckpt_init_name": folder / "pctnet_ct10k_volf.pt", "ckpt_init_mode": 0},
+        "testing": {"gpus": [0], "ckpt_mode": 1, "output_dir": folder / "result", "sliding_window_enable": True,
+                    "sliding_window_size": size, "sliding_window_stride": [32, 64, 64], "sliding_window_batch": 8},
+    }  # fmt: skip
+    parsed = parse_file(write_cfg(folder / "demo.cfg", config))
+    assert find_mistakes(parsed, [TRAIN, TEST], synchronize_config, is_next=False)[1] == []
+
+
 # Files
 
 
