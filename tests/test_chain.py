@@ -170,7 +170,7 @@ def test_mistakes_end_in_one_message(run, scans: Path, tmp_path: Path):
 def test_what_pymic_itself_misses(run, scans: Path, tmp_path: Path):
     config = pretraining(scans, tmp_path, self_supervised_learning={"method_name": "VFF"})
     done = run("pymic_train", write_cfg(tmp_path / "a.cfg", config), status=1)
-    assert "no section, key or method 'VFF', which PyMIC needs" in done.stderr and "Traceback" not in done.stderr
+    assert "(did you mean VF?), got 'VFF'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_testing_before_training(run, scans: Path, tmp_path: Path):

@@ -121,7 +121,7 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     kind = method_class(name)
     dataset, network, training = _sections(config, mistakes)
     is_our_network = network_of(network.values) is not None
-    _check_unread_keys(config, mistakes, is_our_network)
+    _check_unread_keys(config, mistakes, is_our_network or "net_type" not in network)
     log_other_methods(config, name)
     values = dataset.read((*DATASET_KEYS, *SAMPLE_KEYS, *kind.keys))
     kind.check(values, values["crop_size"], dataset)
@@ -432,7 +432,7 @@ def _check_labelled_files(dataset: Section, stage: str) -> None:
         return
     modalities = dataset.read_key(BY_NAME["modal_num"])
     columns = list(table.columns[:modalities])
-    label = dataset.get(f"{stage}_label_key", "label")
+    label = dataset.read_key(BY_NAME[f"{stage}_label_key"])
     is_h5 = bool(len(table)) and str(table.iloc[0, 0]).endswith(".h5")
     if stage != "test" and not is_h5:
         if label in table.columns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from pymic_vf.host.config_file import read_configs_plainly
 
 log = logging.getLogger(__name__)
 TRAIN, TEST = "train", "test"
+SUPERVISE_TYPES = ("fully_sup", "semi_sup", "self_sup", "weak_sup", "noisy_label")
 # What a command of PyMIC reads before any agent is there.
 NEEDED = {
     TRAIN: (("training", "ckpt_dir", "the folder for checkpoints and logs"),),
@@ -71,16 +72,16 @@ def find_mistakes(
         is_next: whether the command comes now: then what others make for it has to be there.
     """
     mistakes = [mistake for stage in stages for mistake in _missing_for_commands(config, stage)]
-    mistakes += _task_mistakes(config)
+    mistakes += [*_task_mistakes(config), *_choice_mistakes(config, stages), *_overridden(config)]
     if not mistakes:
         config = synchronize(config)
         with _quietly():
             return config, _mistakes_of_stages(config, stages, is_next)
-    repaired = _made_fit_for_synchronising(config)
-    if repaired is None:
+    if "dataset" not in config or "network" not in config:
         return config, mistakes
+    repaired = _synchronised_nevertheless(config, synchronize)
     with _quietly():
-        return config, list(dict.fromkeys((*mistakes, *_mistakes_of_stages(synchronize(repaired), stages, is_next))))
+        return config, list(dict.fromkeys((*mistakes, *_mistakes_of_stages(repaired, stages, is_next))))
 
 
 def _mistakes_of_stages(config: Config, stages: Sequence[str], is_next: bool) -> list[str]:
@@ -154,14 +155,71 @@ def _task_mistakes(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return mistakes
 
 
-def _made_fit_for_synchronising(config: Config) -> Config | None:
-    """A copy in whose stead PyMIC can prepare the config, so that its other mistakes are found too."""
+def _choice_mistakes(config: Mapping[str, Mapping[str, Any]], stages: Sequence[str]) -> list[str]:
+    """The names that say which agent and network it is to be: PyMIC fails on unknown ones."""
+    from pymic.net.net_dict_seg import SegNetDict
+    from pymic.net_run.self_sup import SelfSupMethodDict
+
+    dataset, network, mistakes = config.get("dataset", {}), config.get("network"), []
+    if network is not None and dataset.get("task_type") in (None, "seg", "rec"):
+        mistakes += _unknown("network", "net_type", network.get("net_type"), SegNetDict, "such as PCTNet")
+    kind = dataset.get("supervise_type", "fully_sup")
+    if TRAIN in stages:
+        mistakes += _unknown("dataset", "supervise_type", kind, SUPERVISE_TYPES, ", ".join(SUPERVISE_TYPES))
+    if TRAIN in stages and kind == "self_sup":
+        section = "self_supervised_learning"
+        name = config.get(section, {}).get("method_name")
+        mistakes += _unknown(section, "method_name", name, SelfSupMethodDict, "the method of the pretraining")
+    return mistakes
+
+
+def _overridden(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What PyMIC replaces without a word in a config of ours: the number of classes of the one-hot label."""
+    from pymic_vf.host.checks import method_name_of
+
+    key, network = "LabelToProbability_class_num", config.get("network", {})
+    if network.get("net_type") != "PCTNet" and not method_name_of(config):
+        return []
+    given, wanted = config.get("dataset", {}).get(key.lower(), network.get("class_num")), network.get("class_num")
+    if given == wanted and not isinstance(given, bool):
+        return []
+    return [f"[dataset] {key} must be [network] class_num = {wanted}, which PyMIC puts in its place, got {given!r}"]
+
+
+def _unknown(section: str, key: str, value: Any, known: Collection[str], meaning: str) -> list[str]:
+    if value is None:
+        return [f"[{section}] {key} is missing: {meaning}"]
+    if (isinstance(value, list) and key == "net_type") or (isinstance(value, str) and value in known):
+        return []
+    if key == "net_type" and isinstance(value, str):
+        return [f"[network] there is no net_type {value}{did_you_mean(value, known)}"]
+    hint = did_you_mean(value, known) if isinstance(value, str) else ""
+    return [f"[{section}] {key} must be one of {', '.join(known)}{hint}, got {value!r}"]
+
+
+def _likely_choices(config: Config) -> None:
+    """Where such a name is wrong, the one that was probably meant, so that the other mistakes are found too."""
+    from pymic_vf.methods import METHODS
+
+    dataset, network = config["dataset"], config["network"]
+    if dataset.get("supervise_type", "fully_sup") not in SUPERVISE_TYPES:
+        dataset["supervise_type"] = "self_sup" if "self_supervised_learning" in config else "fully_sup"
+    net_type = network.get("net_type")
+    if not isinstance(net_type, (str, list)) or "PCTNet" in did_you_mean(net_type, ["PCTNet"]):
+        network["net_type"] = "PCTNet"
+    method = config.get("self_supervised_learning", {}).get("method_name")
+    if isinstance(method, str):
+        likely = [name for name in METHODS if name in did_you_mean(method, METHODS)]
+        config["self_supervised_learning"]["method_name"] = likely[0] if likely else method
+
+
+def _synchronised_nevertheless(config: Config, synchronize: Callable) -> Config:
+    """A copy without what PyMIC cannot prepare, prepared, so that its other mistakes are found too."""
     from pymic import TaskDict
 
-    if "dataset" not in config or "class_num" not in config.get("network", {}):
-        return None
     config = copy.deepcopy(config)
     dataset = config["dataset"]
+    _likely_choices(config)
     if dataset.get("task_type") not in list(TaskDict):
         dataset["task_type"] = "seg"
     for stage in ("train", "valid", "test"):
@@ -170,6 +228,11 @@ def _made_fit_for_synchronising(config: Config) -> Config | None:
     size = dataset.get("patch_size")
     if size is not None and not (isinstance(size, list) and all(isinstance(side, (int, float)) for side in size)):
         del dataset["patch_size"]
+    has_classes = "class_num" in config["network"]
+    config["network"].setdefault("class_num", 1)
+    config = synchronize(config)
+    if not has_classes:
+        del config["network"]["class_num"]
     return config
 
 

@@ -115,7 +115,7 @@ SCHEDULER_KEYS = {
 # [network], PyMIC's
 NETWORK_KEYS = (
     Key("net_type", anything(), "such as PCTNet", required=True),
-    Key("class_num", whole(1), "channels of the network's output", required=True),
+    Key("class_num", whole(1), "channels of each output", required=True),
     Key("in_chns", whole(1), "channels of its input; by default modal_num"),
     INFLATION_KEY,
 )

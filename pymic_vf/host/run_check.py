@@ -79,6 +79,7 @@ def _check_data_and_batch(config: Config, plan: Any, findings: Findings, jobs: i
     if findings.verdict == FAIL:
         findings.add(WARN, "no batch was tried, since there is a line with FAIL")
         return
+    print("... one batch forward and backward, which on a CPU may take minutes (--quick leaves it out)", flush=True)
     try:
         batch = try_a_batch(config)
     except UserError as error:

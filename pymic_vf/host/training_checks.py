@@ -64,6 +64,8 @@ def check_folder(section: Section, key: str) -> None:
 def _check_start(training: Section, values: Mapping[str, Any]) -> None:
     """The checkpoint that a training starts from is there."""
     start, folder = training.get("ckpt_init_name"), training.get("ckpt_dir")
+    if training.get("resume") and isinstance(folder, str) and any(Path(folder).glob("*.pt")):
+        return  # it goes on from one of its own
     if not isinstance(start, str) or not isinstance(folder, str):
         if values["ckpt_init_mode"] and "ckpt_init_name" not in training:
             training.wrong("ckpt_init_mode", "needs ckpt_init_name, the checkpoint to go on from")

@@ -102,7 +102,7 @@ TRANSFORM_KEYS: dict[str, tuple[Key, ...]] = {
         "RandomCrop",
         output_size=(SIZE_OR_WHOLE_AXES, "of the crop; None: the whole axis", REQUIRED),
         foreground_focus=(flag(), "crops around a class of the label", False),
-        foreground_ratio=(SHARE, "share of such crops", 0.5),
+        foreground_ratio=(or_none(SHARE), "share of such crops", 0.5),
         mask_label=(or_none(CLASSES), "the classes that they lie around", None),
     ),
     "RandomResizedCrop": _rows(
@@ -118,7 +118,7 @@ TRANSFORM_KEYS: dict[str, tuple[Key, ...]] = {
         "RandomSlice",
         output_size=(whole(1), "slices", REQUIRED),
         foreground_focus=(flag(), "slices with a class of the label", False),
-        foreground_ratio=(SHARE, "share of such slices", 0.5),
+        foreground_ratio=(or_none(SHARE), "share of such slices", 0.5),
         mask_label=(or_none(CLASSES), "the classes", None),
         shuffle=(flag(), "in any order", False),
     ),
@@ -350,6 +350,11 @@ def _check_mean_std(name: str, values: Mapping[str, Any], dataset: Section) -> N
         dataset.wrong(f"{name}_std", "must be above 0")
 
 
+def _check_focus(name: str, values: Mapping[str, Any], dataset: Section) -> None:
+    if values["foreground_focus"] and values["foreground_ratio"] is None:
+        dataset.wrong(f"{name}_foreground_ratio", f"must be a number from 0 to 1 where {name}_foreground_focus = True")
+
+
 def _check_rotation(name: str, values: Mapping[str, Any], dataset: Section) -> None:
     if all(values[f"angle_range_{axis}"] is None for axis in "dhw"):
         dataset.wrong(f"{name}_angle_range_d", "must be a range of degrees, or one of h and w must")
@@ -368,6 +373,8 @@ def _check_conversion(name: str, values: Mapping[str, Any], dataset: Section) ->
 _CHECKS: dict[str, Callable[[str, Mapping[str, Any], Section], None]] = {
     "NormalizeWithMeanStd": _check_mean_std,
     "RandomRotate": _check_rotation,
+    "RandomCrop": _check_focus,
+    "RandomSlice": _check_focus,
     "CropWithBoundingBox": _check_box,
     "LabelConvert": _check_conversion,
 }
