@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pymic_vf.data.bad_scans import FILE, BadScans
 from pymic_vf.data.cache_folder import GIB, CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
+from pymic_vf.data.foreground import Foreground
 from pymic_vf.data.loader import SampleLoader, SampleNumbers
 from pymic_vf.data.samples import Samples, SampleTransforms
 from pymic_vf.data.scan_check import check_before_training
@@ -84,8 +85,13 @@ class Pretraining(SegmentationAgent):
         bad_scans = BadScans(scans, self.plan.dataset["max_bad_fraction"], file, self.processes.is_rank_zero)
         return Samples(
             self._reader(scans), self.plan.crop_size, self.plan.method, transforms,
-            self.random_seed, stream, count, bad_scans,
+            self.random_seed, stream, count, bad_scans, self._foreground(),
         )  # fmt: skip
+
+    def _foreground(self) -> Foreground | None:
+        values = self.plan.dataset
+        share, threshold = values["crop_min_foreground"], values["crop_foreground_threshold"]
+        return None if share is None else Foreground(share, None if threshold == "otsu" else threshold)
 
     def _made(self, names: tuple[str, ...]) -> list:
         return [make_transform(name, self.config["dataset"]) for name in names]
