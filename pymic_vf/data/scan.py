@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk
@@ -131,7 +132,9 @@ def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> 
     voxels = _stored_voxels(stored)
     if voxels is None:
         before = file.stat()
-        voxels = sitk.GetArrayFromImage(reader.Execute())
+        with _without_namesake(file) as path:
+            reader.SetFileName(str(path))
+            voxels = sitk.GetArrayFromImage(reader.Execute())
         after = file.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise DamagedScanError("is being written to while it is read")
@@ -143,6 +146,18 @@ def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> 
     if reader.GetDimension() != 3:
         return Scan(voxels, spacing, reader.GetOrigin()[:3])
     return Scan(voxels, spacing, reader.GetOrigin(), reader.GetDirection())
+
+
+@contextmanager
+def _without_namesake(file: Path) -> Iterator[Path]:
+    """A path by which SimpleITK reads this file: beside an ``a.nii`` it takes the voxels of ``a.nii.gz`` from that."""
+    if not file.name.lower().endswith(".nii.gz") or not file.with_suffix("").exists():
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / "scan.nii.gz"
+        link.symlink_to(file.absolute())
+        yield link
 
 
 def _stored_voxels(stored: Stored) -> np.ndarray | None:

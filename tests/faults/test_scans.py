@@ -247,6 +247,18 @@ def test_nifti_header_that_is_odd_and_right(tmp_path: Path, whole: dict[str, byt
     is_right(tmp_path, "a.nii.gz", gzip.compress(content))
 
 
+def test_a_nii_beside_a_nii_gz_is_another_scan(tmp_path: Path, whole: dict[str, bytes]):
+    """SimpleITK takes the voxels of the one that is not compressed for both."""
+    other = bytearray(whole["a.nii"])
+    other[352:] = bytes(len(RAW))
+    (tmp_path / "a.nii").write_bytes(other)
+    is_right(tmp_path, "a.nii.gz", whole["a.nii.gz"])
+    scaled = bytearray(whole["a.nii"])
+    struct.pack_into("<ff", scaled, 112, 2, -5)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(scaled))
+    assert np.array_equal(read_scan([tmp_path / "a.nii.gz"]).voxels[0], 2 * VOXELS - 5)
+
+
 MHA = """ObjectType = Image
 NDims = 3
 BinaryData = True
