@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ FORMATS = {
     ".nrrd": ("NrrdImageIO", nrrd.locate),
 }
 SUFFIXES = (*FORMATS, ".h5")
+LARGEST_HEADER = 1 << 16  # bytes of a header whose voxels lie in another file; a volume has more
 # what PyMIC itself reads and writes (pymic/io/image_read_write.py), volumes by these letters and no capitals
 PYMIC_SUFFIXES = (".nii", ".nii.gz", ".mha", ".h5", ".jpg", ".jpeg", ".tif", ".png")
 
@@ -146,6 +147,17 @@ def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> 
     if reader.GetDimension() != 3:
         return Scan(voxels, spacing, reader.GetOrigin()[:3])
     return Scan(voxels, spacing, reader.GetOrigin(), reader.GetDirection())
+
+
+def files_of(file: Path) -> list[Path]:
+    """The file, and the one that has its voxels where it is but a header; itself where that cannot be told."""
+    if file.suffix.lower() not in (".mha", ".nrrd") or file.stat().st_size > LARGEST_HEADER:
+        return [file]
+    with suppress(DamagedScanError, *LIBRARY_ERRORS):
+        require_regular(file)
+        _, locate = FORMATS[file.suffix.lower()]
+        return list(dict.fromkeys([file, locate(file).file]))
+    return [file]
 
 
 @contextmanager
