@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pymic_vf.data.scan import UnusableScanError
+from pymic_vf.data.scan import UnusableScanError, files_of
 
 FORMAT = 4  # changes when the same file and transforms are stored differently
 
-# (size in bytes, time of the last change in ns) of each file of a scan
+# (size in bytes, time of the last change in ns) of each file of a scan, those that have but its voxels too
 State = tuple[tuple[int, int], ...]
 
 
@@ -27,7 +27,7 @@ def scan_state(files: Sequence[Path]) -> State:
         UnusableScanError: a file is not there.
     """
     try:
-        stats = [file.stat() for file in files]
+        stats = [each.stat() for file in files for each in files_of(file)]
     except OSError as error:
         raise UnusableScanError(f"{files[0]}: cannot be read ({error.strerror})") from error
     return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)

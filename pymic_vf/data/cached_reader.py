@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from pymic_vf.data.body_map import STRIDE, LeastBody, packed_map, unpacked_map
 from pymic_vf.data.cache_entry import CacheEntry, DamagedEntryError, packed
 from pymic_vf.data.cache_folder import CacheFolder
 from pymic_vf.data.cache_key import State, cache_key, describe, digest, scan_state
@@ -64,10 +65,16 @@ class CachedVolumeReader:
         return self.volume(index).shape
 
     def read(self, index: int, start: Size, size: Size) -> np.ndarray:
+        return self._taken(index, lambda volume: volume.read(start, size))
+
+    def body(self, index: int, least_body: LeastBody) -> np.ndarray:
+        return self._taken(index, lambda volume: self._body(volume, least_body))
+
+    def _taken(self, index: int, take: Callable[[Volume], np.ndarray]) -> np.ndarray:
         for attempt in range(ATTEMPTS):
             volume = self.volume(index, in_doubt=attempt > 0)
             try:
-                return volume.read(start, size)
+                return take(volume)
             except DamagedEntryError as error:  # or written anew by another process: opening it decides
                 reason = error
         raise UserError(f"cache_dir = {self.folder.path}: what is written there does not stay ({reason})")
@@ -127,6 +134,19 @@ class CachedVolumeReader:
             with suppress(DamagedEntryError, OSError):
                 return replace(volume, voxels=CacheEntry(path))
         return volume
+
+    def _body(self, volume: Volume, least_body: LeastBody) -> np.ndarray:
+        """The map of a volume, which lies in a small file beside its entry once it was made."""
+        if not isinstance(volume.voxels, CacheEntry):
+            return least_body.body(volume.voxels)
+        path = volume.voxels.path.with_suffix(f".{digest(f'{STRIDE} {least_body.threshold}')}.body")
+        with suppress(OSError):
+            if (body := unpacked_map(path.read_bytes(), volume.voxels.shape[1:])) is not None:
+                return body
+        body = least_body.body(volume.voxels[(slice(None),) * 4])
+        with self.folder.writing(), whole_file(path) as temporary:
+            temporary.write_bytes(packed_map(body))
+        return body
 
     def _kept_numbers(self, path: Path) -> list[Numbers]:
         """What was measured in the volume of an entry; nothing where that is missing or damaged."""

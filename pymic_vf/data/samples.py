@@ -14,8 +14,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pymic_vf.data.bad_scans import BadScans
+from pymic_vf.data.body_map import TRIES, LeastBody, first_with, share_of_body
 from pymic_vf.data.scan import UnusableScanError
-from pymic_vf.data.seeds import ORDER, SPARE, TRAIN, seeded
+from pymic_vf.data.seeds import ORDER, PLACE, SPARE, TRAIN, seeded
 from pymic_vf.data.volume_reader import VolumeReader
 from pymic_vf.errors import UserError
 from pymic_vf.sizes import Size
@@ -53,6 +54,7 @@ class Samples(Dataset):
         count: the number of samples, for those who ask; any number >= 0 can be had.
         bad_scans: the reader's scans that are not used; a sample that meets one is made of others, and has their
             reasons by index as ``bad_scans``. None: a bad scan is an error.
+        least_body: what each crop must hold, see there; None takes every place alike.
     """
 
     def __init__(
@@ -65,9 +67,11 @@ class Samples(Dataset):
         stream: int = TRAIN,
         count: int = 1,
         bad_scans: BadScans | None = None,
+        least_body: LeastBody | None = None,
     ) -> None:
         self.reader, self.crop_size, self.method, self.transforms = reader, tuple(crop_size), method, transforms
         self.seed, self.stream, self.count, self.bad_scans = seed, stream, count, bad_scans
+        self.least_body = least_body
 
     def __len__(self) -> int:
         return self.count
@@ -148,7 +152,7 @@ class Samples(Dataset):
             while len(crops) == turn:
                 index = chosen[turn]
                 try:
-                    crops.append(self._crop(index, position))
+                    crops.append(self._crop(index, position, (PLACE, self.stream, self.seed, number, turn)))
                 except UnusableScanError as error:
                     if self.bad_scans is None:
                         raise
@@ -169,12 +173,13 @@ class Samples(Dataset):
             )
         return sample["image"]
 
-    def _crop(self, index: int, position: np.ndarray) -> np.ndarray:
+    def _crop(self, index: int, position: np.ndarray, key: tuple[int, ...] = ()) -> np.ndarray:
         """A crop of scan `index`, [C, D, H, W] float32; a volume smaller than the crop is padded by mirroring.
 
         Args:
             index: of the scan.
             position: three numbers in [0, 1), from the first possible start along each axis to the last.
+            key: of the generator for other positions, where this one does not hold enough body.
 
         Mirrored anatomy looks like anatomy. A constant would give Volume Fusion's answer away: where the foreground is
         a known c, X = alpha c + (1 - alpha) I_b shows alpha without any context, and the border of the padding would
@@ -186,7 +191,10 @@ class Samples(Dataset):
         if self.bad_scans is not None and index in self.bad_scans.reasons:
             raise UnusableScanError(self.bad_scans.reasons[index])
         for _ in range(ATTEMPTS):
-            first, last, padding = _box(self.reader.shape(index)[1:], self.crop_size, position)
+            volume = self.reader.shape(index)[1:]
+            if self.least_body is not None:
+                position = self._with_body(index, volume, position, key)
+            first, last, padding = _box(volume, self.crop_size, position)
             size = tuple(b - a for a, b in zip(first, last, strict=True))
             voxels = self.reader.read(index, first, size)
             if voxels.shape[1:] == size:  # or it was replaced by a smaller one in between
@@ -194,6 +202,17 @@ class Samples(Dataset):
         else:
             raise UnusableScanError(f"scan {index + 1} of the list changes its size again and again while it is read")
         return np.pad(voxels, [(0, 0), *padding], mode="symmetric") if any(map(any, padding)) else voxels
+
+    def _with_body(self, index: int, volume: Size, position: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+        """The position, or the first of others drawn uniformly that holds enough body."""
+        body = self.reader.body(index, self.least_body)
+
+        def share_at(place: np.ndarray) -> float:
+            first, last, _ = _box(volume, self.crop_size, place)
+            return share_of_body(body, first, last)
+
+        others = np.random.default_rng(key).random((TRIES - 1, 3))
+        return first_with(self.least_body.share, (position, *others), share_at)
 
 
 def _box(

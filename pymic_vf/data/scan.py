@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk
@@ -25,6 +26,7 @@ FORMATS = {
     ".nrrd": ("NrrdImageIO", nrrd.locate),
 }
 SUFFIXES = (*FORMATS, ".h5")
+LARGEST_HEADER = 1 << 16  # bytes of a header whose voxels lie in another file; a volume has more
 # what PyMIC itself reads and writes (pymic/io/image_read_write.py), volumes by these letters and no capitals
 PYMIC_SUFFIXES = (".nii", ".nii.gz", ".mha", ".h5", ".jpg", ".jpeg", ".tif", ".png")
 
@@ -146,7 +148,9 @@ def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> 
     voxels = _stored_voxels(stored)
     if voxels is None:
         before = file.stat()
-        voxels = sitk.GetArrayFromImage(reader.Execute())
+        with _without_namesake(file) as path:
+            reader.SetFileName(str(path))
+            voxels = sitk.GetArrayFromImage(reader.Execute())
         after = file.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise DamagedScanError("is being written to while it is read")
@@ -158,6 +162,29 @@ def _read_image(file: Path, image_io: str, locate: Callable[[Path], Stored]) -> 
     if reader.GetDimension() != 3:
         return Scan(voxels, spacing, reader.GetOrigin()[:3])
     return Scan(voxels, spacing, reader.GetOrigin(), reader.GetDirection())
+
+
+def files_of(file: Path) -> list[Path]:
+    """The file, and the one that has its voxels where it is but a header; itself where that cannot be told."""
+    if file.suffix.lower() not in (".mha", ".nrrd") or file.stat().st_size > LARGEST_HEADER:
+        return [file]
+    with suppress(DamagedScanError, *LIBRARY_ERRORS):
+        require_regular(file)
+        _, locate = FORMATS[file.suffix.lower()]
+        return list(dict.fromkeys([file, locate(file).file]))
+    return [file]
+
+
+@contextmanager
+def _without_namesake(file: Path) -> Iterator[Path]:
+    """A path by which SimpleITK reads this file: beside an ``a.nii`` it takes the voxels of ``a.nii.gz`` from that."""
+    if not file.name.lower().endswith(".nii.gz") or not file.with_suffix("").exists():
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / "scan.nii.gz"
+        link.symlink_to(file.absolute())
+        yield link
 
 
 def _stored_voxels(stored: Stored) -> np.ndarray | None:

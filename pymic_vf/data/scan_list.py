@@ -127,6 +127,8 @@ def check_files(
             folder, file = os.path.split(os.path.normpath(root / name))
             if folder not in listed:
                 listed[folder] = _entries(folder)
+            if readable is not None and file.endswith(".nii.gz") and file.removesuffix(".gz") in listed[folder]:
+                log.warning("%s: SimpleITK reads the voxels of the .nii beside it in its stead", one_line(root / name))
             if file not in listed[folder]:
                 wrong = missing
             elif readable is not None and not listed[folder][file]:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pymic_vf.data.body_map import LeastBody
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes
 from pymic_vf.sizes import Size
@@ -18,7 +19,7 @@ MEMORY_BYTES = 512 * 2**20
 class VolumeReader(Protocol):
     """Reads crops of the scans of a list, each after ``volume_transform``.
 
-    Both methods raise UnusableScanError where the scan cannot be used, UserError where the cache cannot be written to.
+    All of them raise UnusableScanError where the scan cannot be used, UserError where the cache cannot be written to.
     """
 
     def __len__(self) -> int: ...
@@ -28,6 +29,9 @@ class VolumeReader(Protocol):
 
     def read(self, index: int, start: Size, size: Size) -> np.ndarray:
         """The box of `size` voxels from `start`, wholly inside: [C, D, H, W], float32, the caller's own."""
+
+    def body(self, index: int, least_body: LeastBody) -> np.ndarray:
+        """The map of volume `index` that :meth:`LeastBody.body` makes."""
 
 
 class WholeVolumeReader:
@@ -50,6 +54,9 @@ class WholeVolumeReader:
 
     def read(self, index: int, start: Size, size: Size) -> np.ndarray:
         return self._volume(index).read(start, size)
+
+    def body(self, index: int, least_body: LeastBody) -> np.ndarray:
+        return least_body.body(self._volume(index).voxels)
 
     def _volume(self, index: int) -> Volume:
         return self._recent.latest(index, lambda: self._decoded(self.scans.files(index)))

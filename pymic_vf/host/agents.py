@@ -15,6 +15,7 @@ from pymic.net_run.agent_seg import SegmentationAgent
 from pymic.net_run.infer_func import Inferer
 
 from pymic_vf.data.bad_scans import FILE, BadScans
+from pymic_vf.data.body_map import LeastBody
 from pymic_vf.data.cache_folder import GIB, CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.loader import SampleLoader, SampleNumbers
@@ -84,8 +85,13 @@ class Pretraining(SegmentationAgent):
         bad_scans = BadScans(scans, self.plan.dataset["max_bad_fraction"], file, self.processes.is_rank_zero)
         return Samples(
             self._reader(scans), self.plan.crop_size, self.plan.method, transforms,
-            self.random_seed, stream, count, bad_scans,
+            self.random_seed, stream, count, bad_scans, self._least_body(),
         )  # fmt: skip
+
+    def _least_body(self) -> LeastBody | None:
+        values = self.plan.dataset
+        share, threshold = values["crop_min_foreground"], values["crop_foreground_threshold"]
+        return None if share is None else LeastBody(share, None if threshold == "otsu" else threshold)
 
     def _made(self, names: tuple[str, ...]) -> list:
         return [make_transform(name, self.config["dataset"]) for name in names]

@@ -297,6 +297,10 @@ def _with_folders(dataset: Section, values: dict[str, Any]) -> dict[str, Any]:
         dataset.wrong(_written("cache_dir", dataset), "must not begin with ~ and the name of a user that there is not")
     if values["cache_max_gib"] is not None and _written("cache_dir", dataset) not in dataset:
         dataset.wrong(_written("cache_max_gib", dataset), "needs cache_dir")
+    pair = ("crop_min_foreground", "crop_foreground_threshold")
+    for name, other in (pair, pair[::-1]):
+        if name in dataset and other not in dataset:
+            dataset.missing(other, f"{name} = {dataset.get(name)} needs it")
     return {**values, "cache_dir": folder}
 
 

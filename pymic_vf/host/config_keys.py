@@ -43,6 +43,10 @@ SAMPLE_KEYS = (
         "voxels alone", former="VF_cache_dir"),
     Key("cache_max_gib", number(0, 1e9), "what that folder may take, in GiB; further scans are decoded as without it",
         former="VF_cache_max_gib"),
+    Key("crop_min_foreground", number(0, 1), "the share of a crop that must be body: of up to 32 places the first that "
+        "has it is taken, or the best; by default every place alike, as in the papers"),
+    Key("crop_foreground_threshold", either(number(), one_of("otsu")), "above which a voxel is body, a number in the "
+        "units of the scan before intensity transforms (such as -500 HU), or otsu, for each volume its own"),
     Key("max_bad_fraction", number(0, 1), "scans that cannot be used are left out, named in the log and in "
         "`unusable_scans.csv`; more than this share ends the run", 0.05, former="VF_max_bad_fraction"),
 )  # fmt: skip

@@ -140,6 +140,16 @@ def test_supervised_files_that_are_none(tmp_path: Path):
         check_supervised(config, "train")
 
 
+def test_supervised_nii_beside_a_nii_gz(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    from pymic_vf.host.checks import check_supervised
+
+    config = supervised(tmp_path, "a.nii.gz")
+    for name in ("a.nii.gz", "a.nii"):
+        write_volume(tmp_path / "volumes" / name, np.ones((4, 4, 4), np.int16))
+    check_supervised(config, "train")
+    assert "a.nii.gz: SimpleITK reads the voxels of the .nii beside it in its stead" in caplog.text
+
+
 def test_what_pymic_can_read():
     assert all(map(can_pymic_read, ["a.nii", "a.nii.gz", "a.mha", "a.h5", "a.PNG"]))
     assert not any(map(can_pymic_read, ["a.nrrd", "a.NII", "a.mhd", "a.nhdr", "a", "a.gz", "a.dcm"]))

@@ -25,6 +25,7 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pymic_vf.data.cache_key import scan_state
 from pymic_vf.data.scan import FORMATS as FORMATS_OF
 from pymic_vf.data.scan import UnusableScanError, read_scan
 from pymic_vf.data.stored import LIBRARY_ERRORS, DamagedScanError, stored_bytes
@@ -245,6 +246,18 @@ def test_nifti_header_that_is_odd_and_right(tmp_path: Path, whole: dict[str, byt
     struct.pack_into("<" + kind, content, offset, *values)
     is_right(tmp_path, "a.nii", bytes(content))
     is_right(tmp_path, "a.nii.gz", gzip.compress(content))
+
+
+def test_a_nii_beside_a_nii_gz_is_another_scan(tmp_path: Path, whole: dict[str, bytes]):
+    """SimpleITK takes the voxels of the one that is not compressed for both."""
+    other = bytearray(whole["a.nii"])
+    other[352:] = bytes(len(RAW))
+    (tmp_path / "a.nii").write_bytes(other)
+    is_right(tmp_path, "a.nii.gz", whole["a.nii.gz"])
+    scaled = bytearray(whole["a.nii"])
+    struct.pack_into("<ff", scaled, 112, 2, -5)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(scaled))
+    assert np.array_equal(read_scan([tmp_path / "a.nii.gz"]).voxels[0], 2 * VOXELS - 5)
 
 
 MHA = """ObjectType = Image
@@ -547,6 +560,18 @@ def test_file_that_changes_after_its_header_was_read(tmp_path: Path, whole: dict
     path.unlink()
     with pytest.raises(FileNotFoundError):
         stored_bytes(stored, len(RAW))
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_voxels_in_another_file_count_for_the_cache(tmp_path: Path, name: str):
+    header = MHA.replace("LOCAL", "x.raw") if name == "a.mha" else NRRD.replace("endian", "data file: x.raw\nendian")
+    (tmp_path / name).write_text(header)
+    with pytest.raises(UnusableScanError, match=r"x\.raw' cannot be read"):
+        read_scan([tmp_path / name])
+    (tmp_path / "x.raw").write_bytes(RAW)
+    before = scan_state([tmp_path / name])
+    os.utime(tmp_path / "x.raw", ns=(0, 0))
+    assert len(before) == 2 and scan_state([tmp_path / name]) != before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
