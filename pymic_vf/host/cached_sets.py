@@ -57,9 +57,9 @@ class CachePlan:
 
 
 def is_asked(config: Config) -> bool:
-    """Whether a supervised config wants its samples from a cache."""
+    """Whether a supervised config wants its samples from a cache, or has a key that says so."""
     dataset = Section(config["dataset"], "dataset", [])
-    return dataset.written_name(BY_NAME["cache_dir"]) in dataset
+    return any(dataset.written_name(BY_NAME[name]) in dataset for name in ("cache_dir", "cache_max_gib"))
 
 
 def cache_mistakes(config: Config) -> list[str]:
@@ -67,10 +67,7 @@ def cache_mistakes(config: Config) -> list[str]:
     mistakes: list[str] = []
     dataset = Section(config["dataset"], "dataset", mistakes)
     if not is_asked(config):
-        name = dataset.written_name(BY_NAME["cache_max_gib"])
-        if name in dataset:
-            dataset.wrong(name, "needs cache_dir")
-        return mistakes
+        return []
     checks._with_folders(dataset, dataset.read(KEYS))
     if dataset.get("task_type") != TaskType.SEGMENTATION:
         dataset.wrong("task_type", "must be seg where cache_dir is set")
