@@ -171,7 +171,7 @@ def test_validation_volumes_come_from_the_same_entries(cases: Path, tmp_path: Pa
         "Pad_ceil_mode": True,
     }
     tuned(cases, tmp_path, caplog, dataset=valid, training={"iter_max": 1}, testing={"sliding_window_enable": False})
-    assert "Samples of 3 scans from cache_dir, 3 others to validate" in caplog.text
+    assert "Samples of 3 scans from cache_dir, 3 to validate" in caplog.text
     assert len(re.findall(r"valid loss [\d.]+", caplog.text)) == 1
     assert len(list((tmp_path / "cache").glob("*/*.b2nd"))) == 6  # an image and a label a scan, for both
     ours = SegmentationAgent(read_config(tmp_path / "a.cfg"))

@@ -16,10 +16,11 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +30,14 @@ from pymic_vf.data.cache_key import State, cache_key, describe, digest, scan_sta
 from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.volume_reader import MEMORY_BYTES, RecentVolumes
-from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes
+from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes, otsu_threshold
 from pymic_vf.data.voxel_wise import Numbers
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
 from pymic_vf.sizes import Size
 
 log = logging.getLogger(__name__)
+OTSU = ".otsu.json"
 ATTEMPTS = 3  # to read from an entry that others write or damage
 
 
@@ -64,10 +66,30 @@ class CachedVolumeReader:
         return self.volume(index).shape
 
     def read(self, index: int, start: Size, size: Size) -> np.ndarray:
+        return self._tried(index, lambda volume: volume.read(start, size))
+
+    def share_above(self, index: int, threshold: float, start: Size, size: Size) -> float:
+        return self._tried(index, lambda volume: volume.share_above(threshold, start, size))
+
+    def otsu(self, index: int) -> float:
+        """Otsu's threshold, measured once a scan and kept beside its entry."""
+        return self._tried(index, self._otsu)
+
+    def _otsu(self, volume: Volume) -> float:
+        if not isinstance(volume.voxels, CacheEntry):
+            return otsu_threshold(volume.voxels)
+        path = volume.voxels.path
+        if not (kept := self._read_numbers(path, OTSU)):
+            kept = [otsu_threshold(volume.voxels)]
+            self._write_numbers(path, OTSU, kept)
+        return kept[0]
+
+    def _tried(self, index: int, use: Callable[[Volume], Any]) -> Any:
+        """What `use` makes of a volume, whose entry is made anew where it is found damaged in use."""
         for attempt in range(ATTEMPTS):
             volume = self.volume(index, in_doubt=attempt > 0)
             try:
-                return volume.read(start, size)
+                return use(volume)
             except DamagedEntryError as error:  # or written anew by another process: opening it decides
                 reason = error
         raise UserError(f"cache_dir = {self.folder.path}: what is written there does not stay ({reason})")
@@ -126,16 +148,23 @@ class CachedVolumeReader:
 
     def _kept_numbers(self, path: Path) -> list[Numbers]:
         """What was measured in the volume of an entry; nothing where that is missing or damaged."""
+        return self._read_numbers(path, self._numbers_suffix)
+
+    def _keep_numbers(self, path: Path, volume: Volume) -> None:
+        if numbers := volume.to_keep():
+            self._write_numbers(path, self._numbers_suffix, numbers)
+
+    @staticmethod
+    def _read_numbers(path: Path, suffix: str) -> list:
         with suppress(FileNotFoundError, ValueError, TypeError):
-            numbers, checksum = json.loads(path.with_suffix(self._numbers_suffix).read_bytes())
+            numbers, checksum = json.loads(path.with_suffix(suffix).read_bytes())
             if checksum == _checksum(numbers):
                 return numbers
         return []
 
-    def _keep_numbers(self, path: Path, volume: Volume) -> None:
-        if numbers := volume.to_keep():
-            with self.folder.writing(), whole_file(path.with_suffix(self._numbers_suffix)) as temporary:
-                temporary.write_text(json.dumps([numbers, _checksum(numbers)]))
+    def _write_numbers(self, path: Path, suffix: str, numbers: list) -> None:
+        with self.folder.writing(), whole_file(path.with_suffix(suffix)) as temporary:
+            temporary.write_text(json.dumps([numbers, _checksum(numbers)]))
 
 
 def _checksum(numbers: Sequence[Numbers]) -> int:

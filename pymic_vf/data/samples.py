@@ -15,12 +15,13 @@ from torch.utils.data import Dataset
 
 from pymic_vf.data.bad_scans import BadScans
 from pymic_vf.data.scan import UnusableScanError
-from pymic_vf.data.seeds import ORDER, SPARE, TRAIN, seeded
+from pymic_vf.data.seeds import BODY, ORDER, SPARE, TRAIN, seeded
 from pymic_vf.data.volume_reader import VolumeReader
 from pymic_vf.errors import UserError
 from pymic_vf.sizes import Size
 
 Transform = Callable[[dict], dict]
+DRAWS = 100  # of a crop that is to hold enough of the body
 ATTEMPTS = 3  # at a crop of a scan that is replaced meanwhile
 
 
@@ -40,6 +41,19 @@ class SampleTransforms:
     after: Sequence[Transform] = ()
 
 
+@dataclass(frozen=True)
+class LeastBody:
+    """What a crop must hold of the body; one that does not is drawn anew, from the same scan.
+
+    Args:
+        share: of its voxels, in (0, 1]. After DRAWS crops the one that has most is taken.
+        threshold: voxels above it are body, in the units of the file; None for Otsu's threshold of each scan.
+    """
+
+    share: float
+    threshold: float | None = None
+
+
 class Samples(Dataset):
     """The samples of a method by number.
 
@@ -53,6 +67,7 @@ class Samples(Dataset):
         count: the number of samples, for those who ask; any number >= 0 can be had.
         bad_scans: the reader's scans that are not used; a sample that meets one is made of others, and has their
             reasons by index as ``bad_scans``. None: a bad scan is an error.
+        least_body: what crops must hold; None takes them anywhere, as in the papers.
     """
 
     def __init__(
@@ -65,9 +80,11 @@ class Samples(Dataset):
         stream: int = TRAIN,
         count: int = 1,
         bad_scans: BadScans | None = None,
+        least_body: LeastBody | None = None,
     ) -> None:
         self.reader, self.crop_size, self.method, self.transforms = reader, tuple(crop_size), method, transforms
         self.seed, self.stream, self.count, self.bad_scans = seed, stream, count, bad_scans
+        self.least_body = least_body
 
     def __len__(self) -> int:
         return self.count
@@ -131,7 +148,7 @@ class Samples(Dataset):
             while len(crops) == turn:
                 index = chosen[turn]
                 try:
-                    crops.append(self._crop(index, position))
+                    crops.append(self._crop(index, self._place(number, turn, index, position)))
                 except UnusableScanError as error:
                     if self.bad_scans is None:
                         raise
@@ -140,6 +157,24 @@ class Samples(Dataset):
                     while chosen[turn] in bad or chosen.count(chosen[turn]) > 1:
                         chosen[turn] = int(spare.integers(len(self.reader)))
         return crops, bad
+
+    def _place(self, number: int, turn: int, index: int, position: np.ndarray) -> np.ndarray:
+        """Where crop `turn` of a sample lies, see :meth:`_crop`: `position`, or another with enough of the body."""
+        if self.least_body is None or (self.bad_scans is not None and index in self.bad_scans.reasons):
+            return position
+        threshold = self.least_body.threshold
+        threshold = self.reader.otsu(index) if threshold is None else threshold
+        others = np.random.default_rng((BODY, self.stream, self.seed, number, turn, index)).random((DRAWS - 1, 3))
+        best, most = position, -1.0
+        for place in (position, *others):
+            first, last, _ = _box(self.reader.shape(index)[1:], self.crop_size, place)
+            size = tuple(b - a for a, b in zip(first, last, strict=True))
+            share = self.reader.share_above(index, threshold, first, size)
+            if share >= self.least_body.share:
+                return place
+            if share > most:
+                best, most = place, share
+        return best
 
     def _transformed(self, crop: np.ndarray) -> np.ndarray:
         sample: dict[str, Any] = {"image": crop}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 # The first part of every key, so that draws of different kinds never share one.
-TRAIN, VALID, ORDER, VOLUME, SPARE = range(5)
+TRAIN, VALID, ORDER, VOLUME, SPARE, BODY = range(6)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from pymic_vf.data.scan_list import ScanList
-from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes
+from pymic_vf.data.volume_transform import Volume, VolumeTransform, extremes, otsu_threshold
 from pymic_vf.sizes import Size
 
 MEMORY_BYTES = 512 * 2**20
@@ -29,6 +29,12 @@ class VolumeReader(Protocol):
     def read(self, index: int, start: Size, size: Size) -> np.ndarray:
         """The box of `size` voxels from `start`, wholly inside: [C, D, H, W], float32, the caller's own."""
 
+    def share_above(self, index: int, threshold: float, start: Size, size: Size) -> float:
+        """The share of a box's voxels whose first channel is above a threshold, before the voxel-wise transforms."""
+
+    def otsu(self, index: int) -> float:
+        """Otsu's threshold of the first channel of volume `index`, before the voxel-wise transforms."""
+
 
 class WholeVolumeReader:
     """Decodes whole volumes and keeps the most recent ones in memory.
@@ -41,6 +47,7 @@ class WholeVolumeReader:
 
     def __init__(self, scans: ScanList, transform: VolumeTransform, memory_bytes: int = MEMORY_BYTES) -> None:
         self.scans, self.transform, self._recent = scans, transform, RecentVolumes(memory_bytes)
+        self._otsu: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -50,6 +57,14 @@ class WholeVolumeReader:
 
     def read(self, index: int, start: Size, size: Size) -> np.ndarray:
         return self._volume(index).read(start, size)
+
+    def share_above(self, index: int, threshold: float, start: Size, size: Size) -> float:
+        return self._volume(index).share_above(threshold, start, size)
+
+    def otsu(self, index: int) -> float:
+        if index not in self._otsu:
+            self._otsu[index] = otsu_threshold(self._volume(index).voxels)
+        return self._otsu[index]
 
     def _volume(self, index: int) -> Volume:
         return self._recent.latest(index, lambda: self._decoded(self.scans.files(index)))

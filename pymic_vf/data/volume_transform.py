@@ -53,6 +53,12 @@ class Volume:
             step.apply(crop[step.channel])
         return crop
 
+    def share_above(self, threshold: float, start: Size, size: Size) -> float:
+        """The share of a box's voxels whose first channel, as it is kept, is above a threshold."""
+        box = (slice(0, 1), *(slice(first, first + n) for first, n in zip(start, size, strict=True)))
+        voxels = self.voxels if self.axes is None else View(self.voxels, self.axes)
+        return float((voxels[box] > threshold).mean())
+
     def to_keep(self) -> list[Numbers]:
         """What opening the volume measured and the next opening can be given; nothing where nothing was measured."""
         return measured_numbers(self.steps)
@@ -164,6 +170,17 @@ def extremes(voxels: np.ndarray) -> np.ndarray:
     """The smallest and the largest voxel of each channel: float32 [C, 1, 1, 2]."""
     ends = [voxels.min(axis=(1, 2, 3)), voxels.max(axis=(1, 2, 3))]
     return np.stack(ends, axis=-1)[:, None, None].astype(np.float32)
+
+
+def otsu_threshold(voxels: Any) -> float:
+    """The threshold that parts the first channel best into two classes (Otsu 1979), by every 4th voxel of each axis.
+
+    Args:
+        voxels: [C, D, H, W], an array or a cache entry.
+    """
+    from skimage.filters import threshold_otsu  # slow to import, and few need it
+
+    return float(threshold_otsu(np.ascontiguousarray(voxels[0][::4, ::4, ::4])))
 
 
 def _in_type_to_keep(voxels: np.ndarray, dtype: np.dtype) -> np.ndarray:

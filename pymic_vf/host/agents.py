@@ -21,7 +21,7 @@ from pymic_vf.data.bad_scans import FILE, BadScans
 from pymic_vf.data.cache_folder import GIB, CacheFolder
 from pymic_vf.data.cached_reader import CachedVolumeReader
 from pymic_vf.data.loader import SampleLoader, SampleNumbers
-from pymic_vf.data.samples import Samples, SampleTransforms
+from pymic_vf.data.samples import LeastBody, Samples, SampleTransforms
 from pymic_vf.data.scan_check import check_before_training
 from pymic_vf.data.scan_list import ScanList
 from pymic_vf.data.seeds import TRAIN, VALID
@@ -84,8 +84,12 @@ class Pretraining(SegmentationAgent):
         bad_scans = BadScans(scans, self.plan.dataset["max_bad_fraction"], file, self.processes.is_rank_zero)
         return Samples(
             self._reader(scans), self.plan.crop_size, self.plan.method, transforms,
-            self.random_seed, stream, count, bad_scans,
+            self.random_seed, stream, count, bad_scans, self._least_body(),
         )  # fmt: skip
+
+    def _least_body(self) -> LeastBody | None:
+        share, threshold = (self.plan.dataset[f"crop_{name}"] for name in ("min_foreground", "foreground_threshold"))
+        return LeastBody(share, None if isinstance(threshold, str) else threshold) if share else None
 
     def _made(self, names: tuple[str, ...]) -> list:
         return [make_transform(name, self.config["dataset"]) for name in names]

@@ -192,9 +192,7 @@ def create_loaders(agent: Any) -> None:
         batch = dataset.get("valid_batch_size", 1)
         agent.valid_loader = SampleLoader(valid, SampleNumbers(count=len(valid)), batch, workers, valid.classes)
         agent.valid_loader.device = device
-    log.info(
-        "Samples of %d scans from cache_dir%s", len(train.reader), f", {len(valid)} others to validate" if valid else ""
-    )
+    log.info("Samples of %d scans from cache_dir%s", len(train), f", {len(valid)} to validate" if valid else "")
 
 
 def _device(gpus: Sequence[int]) -> torch.device:

@@ -18,6 +18,8 @@ from pymic.net_run.agent_rec import ReconstructionLossDict
 from pymic.transform.trans_dict import TransformDict
 
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
+from pymic_vf.data.volume_transform import VolumeTransform
+from pymic_vf.data.voxel_wise import is_voxel_wise
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
 from pymic_vf.host.config_keys import (
     BY_NAME,
@@ -225,6 +227,7 @@ def _written(name: str, dataset: Section) -> str:
 def _check_sample_transforms(
     dataset: Section, values: Mapping[str, Any], name: str, method: Method
 ) -> tuple[TransformNames, TransformNames]:
+    _check_body(dataset, values)
     volume = values["volume_transform"]
     for wrong in {*METHODS, ONE_HOT} & set(volume):
         dataset.wrong("volume_transform", f"must not have {wrong}, which belongs to a sample and not to a volume")
@@ -234,6 +237,19 @@ def _check_sample_transforms(
     if not values["valid_transform"]:
         return train, train
     return train, _split_at_method(dataset, "valid_transform", values["valid_transform"], name, method)
+
+
+def _check_body(dataset: Section, values: Mapping[str, Any]) -> None:
+    """A threshold in HU is for voxels as the file has them, and these are kept only without intensity transforms."""
+    key = "crop_foreground_threshold"
+    if key in dataset and "crop_min_foreground" not in dataset:
+        dataset.wrong(key, "needs crop_min_foreground")
+    try:
+        volume = VolumeTransform([make_transform(name, dataset.values) for name in values["volume_transform"]])
+    except Exception:  # the check of the transforms says what is wrong with them
+        return
+    if not isinstance(values[key], str) and any(map(is_voxel_wise, volume.of_volume)):
+        dataset.wrong(key, "must be otsu where volume_transform changes intensities and then the geometry")
 
 
 def _split_at_method(

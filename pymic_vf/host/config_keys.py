@@ -22,6 +22,10 @@ SAMPLE_KEYS = (
     Key("train_transform", names(), "the method's name, before it transforms of each crop, after it of the sample; "
         "by default the method alone, for a segmentation with LabelToProbability"),
     Key("valid_transform", names(), "the same for the validation samples; by default as train_transform"),
+    Key("crop_min_foreground", number(0, 1), "draw a crop anew, up to 100 times, until at least this share of it is "
+        "body; without it crops lie anywhere, as in the paper"),
+    Key("crop_foreground_threshold", either(number(), name_of("otsu")), "what is body: voxels of the first channel "
+        "above this, in the units of the file such as HU, or above Otsu's threshold of each scan", "otsu"),
     Key("valid_samples", whole(1), "samples of a validation, the same each time", 32, former="VF_valid_samples"),
     Key("cache_dir", path("a folder"), "keeps each decoded scan in compressed chunks, from which a crop reads its own "
         "voxels alone", former="VF_cache_dir"),
