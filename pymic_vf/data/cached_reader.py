@@ -158,14 +158,15 @@ class CachedVolumeReader:
     def _read_numbers(path: Path, suffix: str) -> list:
         with suppress(FileNotFoundError, ValueError, TypeError):
             numbers, checksum = json.loads(path.with_suffix(suffix).read_bytes())
-            if checksum == _checksum(numbers):
+            if checksum == _checksum(path, numbers):
                 return numbers
         return []
 
     def _write_numbers(self, path: Path, suffix: str, numbers: list) -> None:
         with self.folder.writing(), whole_file(path.with_suffix(suffix)) as temporary:
-            temporary.write_text(json.dumps([numbers, _checksum(numbers)]))
+            temporary.write_text(json.dumps([numbers, _checksum(path, numbers)]))
 
 
-def _checksum(numbers: Sequence[Numbers]) -> int:
-    return zlib.crc32(json.dumps(numbers).encode())
+def _checksum(path: Path, numbers: list) -> int:
+    """Of the numbers of an entry; those of another one have another."""
+    return zlib.crc32(json.dumps([path.name, numbers]).encode())

@@ -200,7 +200,8 @@ def _device(gpus: Sequence[int]) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", gpus[0] if len(gpus) == 1 else 0)
-    torch.cuda.set_device(device)  # or pinned memory takes some of device 0, which may be another's
+    if device.index < torch.cuda.device_count():  # PyMIC's agent names one that is not there
+        torch.cuda.set_device(device)  # or pinned memory takes some of device 0, which may be another's
     return device
 
 
