@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -29,7 +31,9 @@ def test_safetensors_by_their_content(tmp_path: Path):
 
 
 def test_the_checksum_is_of_names_shapes_types_and_values():
-    known = "1db86c1b8c5ea5c8bd7b1b2bd6a8d2e5f7c5b7c54e5f0a3f0dd5c2a5ad5e0a3f"
+    by_hand = b"h torch.bfloat16 [2]\n\x80\x3f\x80\x3fn torch.int64 []\n" + np.int64(3).tobytes()
+    by_hand += b"w torch.float32 [2, 3]\n" + np.arange(6, dtype=np.float32).tobytes()
+    assert checksum(WEIGHTS) == hashlib.sha256(by_hand).hexdigest()
     changed = [
         {**WEIGHTS, "w": WEIGHTS["w"] + 1},
         {**WEIGHTS, "w": WEIGHTS["w"].reshape(3, 2)},
@@ -37,7 +41,7 @@ def test_the_checksum_is_of_names_shapes_types_and_values():
         {"v" if name == "w" else name: weight for name, weight in WEIGHTS.items()},
     ]
     sums = {checksum(weights) for weights in (WEIGHTS, *changed)}
-    assert len(sums) == 5 and known not in sums
+    assert len(sums) == 5
     assert checksum(dict(reversed(WEIGHTS.items()))) == checksum(WEIGHTS)
 
 
