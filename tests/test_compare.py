@@ -23,6 +23,7 @@ from pymic_vf.compare.plan import FINETUNING, PRETRAINING, make_runs, read_json,
 from pymic_vf.compare.progress import LiveLine, duration, iteration, time_left
 from pymic_vf.compare.settings import ARM_KEYS, COMPARE_KEYS, SLURM_KEYS, read_settings
 from pymic_vf.compare.slurm import Cluster
+from pymic_vf.compare.trial import time_trainings
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.keys import markdown_table
 
@@ -289,6 +290,17 @@ def test_progress_is_read_from_the_logs(folder: Path):
     assert [duration(seconds) for seconds in (12, 95, 12000)] == ["12 s", "2 min", "3 h 20 min"]
 
 
+def test_time_is_forecast_from_a_few_iterations(folder: Path):
+    settings, runs = planned(labels="[2]")
+    timed = time_trainings(runs)
+    assert set(timed) == {(PRETRAINING, "VF"), (FINETUNING, "VF"), (FINETUNING, "scratch")}
+    assert timed[FINETUNING, "VF"] == timed[FINETUNING, "scratch"]  # measured once
+    # two pretrainings and four fine-tunings of two iterations
+    expected = 2 * timed[PRETRAINING, "VF"] + 4 * timed[FINETUNING, "VF"]
+    assert 0 < expected < 120 and time_left(runs, settings.out, {}, 1, timed) == pytest.approx(expected)
+    assert not settings.out.exists()
+
+
 def test_a_live_line_needs_a_terminal():
     texts: list[str] = []
     line = LiveLine(texts.append, is_terminal=False)
@@ -329,6 +341,8 @@ def test_a_comparison_from_end_to_end(folder: Path, run):
         assert log.stat().st_size == size, "the training has gone on without the command"
         assert not (log.parent / RESULT).exists()
     done = run("pymic_vf", "compare", "compare.cfg")
+    # the checkpoint that SIGTERM leaves is where each later start goes on
+    assert len(re.findall(r" it 1$", log.read_text(), re.M)) == 1
     assert "3 of 3 done" in done.stdout and Path("results/report.html").is_file()
     assert run("pymic_vf", "compare", "compare.cfg").stdout.count("begins") == 0
     place = Path("results/finetuning/VF/labels_2/seed_1")

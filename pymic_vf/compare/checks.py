@@ -43,19 +43,24 @@ def check_runs(runs: Sequence[Run]) -> None:
     _raise(mistakes + _leaks(runs))
 
 
+def write_stand_in(run: Run, folder: Path) -> Path:
+    """Write a run's config as it can be tried before the comparison begins, and return it: its list of labelled scans
+    lies in `folder`, and the weights that are still to be made are left out."""
+    text = run.config
+    if run.rows is not None:
+        run.rows.to_csv(folder / "train.csv", index=False)
+        text = changed(text, {("dataset", "train_csv"): str(folder / "train.csv")})
+    if run.pretraining is not None:
+        text = changed(text, {("training", "ckpt_init_name"): None, ("training", "ckpt_init_mode"): None})
+    write_text(text, folder / run.cfg_name)
+    return folder / run.cfg_name
+
+
 def _check_config(run: Run) -> None:
+    stages = [TRAIN] if run.kind == PRETRAINING else [TRAIN, TEST]
     with tempfile.TemporaryDirectory() as folder:
-        cfg = Path(folder) / run.cfg_name
-        text = run.config
-        if run.rows is not None:  # its csv is not written yet
-            csv = Path(folder) / "train.csv"
-            run.rows.to_csv(csv, index=False)
-            text = {**text, "dataset": {**text["dataset"], "train_csv": str(csv)}}
-        if run.pretraining is not None:  # nor are the weights that it starts from
-            text = changed(text, {("training", "ckpt_init_name"): None, ("training", "ckpt_init_mode"): None})
-        write_text(text, cfg)
-        stages = [TRAIN] if run.kind == PRETRAINING else [TRAIN, TEST]
-        config, mistakes = find_mistakes(parse_file(cfg), stages, synchronize_config, is_next=False)
+        parsed = parse_file(write_stand_in(run, Path(folder)))
+        config, mistakes = find_mistakes(parsed, stages, synchronize_config, is_next=False)
     if run.kind == PRETRAINING:
         if config.get("dataset", {}).get("supervise_type") != "self_sup":
             mistakes.append("[dataset] supervise_type must be self_sup in the config of a pretraining")

@@ -14,6 +14,7 @@ from pymic_vf.compare.progress import duration, is_done, time_left
 from pymic_vf.compare.report import write_report
 from pymic_vf.compare.settings import Settings, read_settings
 from pymic_vf.compare.slurm import Cluster
+from pymic_vf.compare.trial import time_trainings
 from pymic_vf.errors import UserError
 
 
@@ -67,9 +68,11 @@ def compare(
 def overview(settings: Settings, runs: Sequence[Run], jobs: int) -> str:
     """The runs, which of them are done, and how long the others may take."""
     lines = [f"{'done' if is_done(run, settings.out) else 'to do':>6}  {run.name}" for run in runs]
-    left = time_left(runs, settings.out, {}, jobs)
-    about = "not known before a run of each kind has ended" if left is None else f"about {duration(left)}"
-    return "\n".join([*lines, f"nothing wrong found; time left with {jobs} at once: {about}"])
+    timed = time_trainings([run for run in runs if not is_done(run, settings.out)])
+    left = time_left(runs, settings.out, {}, jobs, timed)
+    about = "not known, since there are methods of PyMIC's own" if left is None else f"about {duration(left)}"
+    trial = " (from an iteration or two of each arm; starts, validations and tests come on top)" if timed else ""
+    return "\n".join([*lines, f"nothing wrong found; time left with {jobs} at once: {about}{trial}"])
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pymic_vf.compare.config_text import value_of
 from pymic_vf.compare.job import LOG, RESULT, STATE, finished
@@ -54,7 +55,7 @@ def forecast(runs: Iterable[Run], out: Path, running: Mapping[str, float]) -> Fo
     Args:
         runs: of the comparison.
         out: its folder.
-        running: the seconds since a job began, and the iteration then, by the run's name.
+        running: the seconds since a job began by the run's name.
     """
     ended: dict[tuple[str, str], list[float]] = {}
     started: dict[tuple[str, str], list[float]] = {}
@@ -73,10 +74,25 @@ def forecast(runs: Iterable[Run], out: Path, running: Mapping[str, float]) -> Fo
     return Forecast({key: statistics.mean(values) for key, values in {**started, **ended}.items()})
 
 
-def time_left(runs: Sequence[Run], out: Path, running: Mapping[str, float], jobs: int) -> float | None:
-    """Seconds until all of `runs` are done, `jobs` at once; None where nothing is known of one of them."""
+def time_left(
+    runs: Sequence[Run],
+    out: Path,
+    running: Mapping[str, float],
+    jobs: int,
+    timed: Mapping[tuple[str, str], float] = MappingProxyType({}),
+) -> float | None:
+    """Seconds until all of `runs` are done, `jobs` at once; None where nothing is known of one of them.
+
+    Args:
+        runs: of the comparison.
+        out: its folder.
+        running: the seconds since a job began by the run's name.
+        jobs: at once.
+        timed: seconds by kind and arm, for those of which nothing has run yet.
+    """
     left = [run for run in runs if not is_done(run, out)]
-    expected = forecast(runs, out, running)
+    known = forecast(runs, out, running).seconds
+    expected = Forecast({**timed, **known})
     total = 0.0
     for run in left:
         seconds = expected.of(run)
