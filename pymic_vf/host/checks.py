@@ -40,7 +40,12 @@ from pymic_vf.host.inference_settings import INFERER, parse_inference
 from pymic_vf.host.known_keys import flat_network, log_other_methods, unread_keys
 from pymic_vf.host.processes import process_count
 from pymic_vf.host.testing_checks import check_testing
-from pymic_vf.host.training_checks import check_further_training, check_makes_one_hot
+from pymic_vf.host.training_checks import (
+    check_batches_of_windows,
+    check_classes,
+    check_further_training,
+    check_makes_one_hot,
+)
 from pymic_vf.host.transform_keys import TRANSFORM_KEYS, check_channels, check_transform
 from pymic_vf.keys import Key, Section, list_of, names, path, whole
 from pymic_vf.methods import METHODS, method_class
@@ -209,10 +214,12 @@ def check_supervised(config: Config, stage: str, is_next: bool = False) -> None:
     if ours:
         _check_unread_keys(config, mistakes, is_our_network=True)
         network.read(NETWORK_KEYS)
+        check_classes(network)
         testing = Section(config.get("testing", {}), "testing", mistakes)
         sizes = {"RandomCrop_output_size": dataset, "sliding_window_size": testing}
         _check_sizes(_check_settings(network, ours), sizes)
         _check_supervised_data(dataset, network, stages)
+        check_batches_of_windows(dataset, testing, stages)
     read_execution(network, config.get("training" if stage == "train" else "testing", {}).get("gpus"))
     if stage == "train":
         from pymic_vf.host.cached_sets import cache_mistakes  # which has checks from here
@@ -445,6 +452,10 @@ def _check_labelled_files(dataset: Section, stage: str) -> None:
             dataset.mistakes.append(f"{csv}: has no column {label!r}; its columns are {list(table.columns)}")
     if not len(table):
         dataset.mistakes.append(f"{csv}: lists no image")
+    batch = dataset.get("train_batch_size")
+    is_cached = "cache_dir" in dataset  # then another loader makes the batches
+    if stage == "train" and not is_cached and isinstance(batch, int) and batch > len(table) > 0:
+        dataset.wrong("train_batch_size", f"must not exceed the {len(table)} images of train_csv: PyMIC drops the rest")
     if root is not None:
         check_files(Path(csv), Path(root), table[columns], dataset.mistakes, readable=can_pymic_read)
 
@@ -462,6 +473,7 @@ def _check_network(network: Section, method: Method, modalities: int) -> Any:
     outputs = method.class_names(in_chns)
     if values["class_num"] not in (None, len(outputs)):
         network.wrong("class_num", f"must be {len(outputs)} for {method.title} ({', '.join(outputs)})")
+    check_classes(network)
     if problem := flat_network(network.values):
         network.mistakes.append(problem)
     if in_chns < modalities:

@@ -189,7 +189,9 @@ def _overridden(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _unknown(section: str, key: str, value: Any, known: Collection[str], meaning: str) -> list[str]:
     if value is None:
         return [f"[{section}] {key} is missing: {meaning}"]
-    if (isinstance(value, list) and key == "net_type") or (isinstance(value, str) and value in known):
+    if isinstance(value, list) and key == "net_type":  # several networks
+        return [mistake for each in value for mistake in _unknown(section, key, str(each), known, meaning)]
+    if isinstance(value, str) and value in known:
         return []
     if key == "net_type" and isinstance(value, str):
         return [f"[network] there is no net_type {value}{did_you_mean(value, known)}"]

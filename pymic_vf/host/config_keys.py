@@ -60,7 +60,7 @@ DATASET_KEYS = (
     Key("valid_csv", path("a csv file"), "other scans, of which every validation sees the same samples"),
     Key("train_batch_size", whole(1), "samples an iteration, of all processes together", required=True),
     Key("valid_batch_size", whole(1), "samples at once in a validation", 1, none_is_absent=False),
-    Key("num_worker", whole(0), "processes that make samples, for each process of the training", 8),
+    Key("num_worker", whole(0, 1024), "processes that make samples, for each process of the training", 8),
     Key("modal_num", whole(1), "image files of a scan: the first columns of the csv", 1),
 )
 

@@ -13,6 +13,25 @@ from pymic_vf.host.config_keys import LOSS_KEYS, OTHER_TRAINING_KEYS
 from pymic_vf.keys import Section
 from pymic_vf.networks import network_of
 
+MOST_CHANNELS, MOST_CLASSES = 4096, 256  # PyMIC writes segmentations as bytes
+
+
+def check_classes(network: Section) -> None:
+    """Note more classes than a segmentation has numbers for, and channels that no image has."""
+    for key, most in (("in_chns", MOST_CHANNELS), ("class_num", MOST_CLASSES)):
+        value = network.get(key)
+        if isinstance(value, int) and value > most:
+            network.wrong(key, f"must be at most {most}")
+
+
+def check_batches_of_windows(dataset: Section, testing: Section, stages: Iterable[str]) -> None:
+    """Note batches of several images where PyMIC's sliding windows take one."""
+    slides = testing.get("sliding_window_enable") is True and testing.get("sliding_window_inferer", "stock") == "stock"
+    for stage in stages:
+        batch = dataset.get(f"{stage}_batch_size")
+        if slides and stage != "train" and isinstance(batch, int) and batch > 1:
+            dataset.wrong(f"{stage}_batch_size", "must be 1 for the sliding windows of PyMIC")
+
 
 def check_further_training(training: Section, network: Section, values: Mapping[str, Any], deep: bool) -> None:
     """Note what is wrong beside the rows of [training] themselves.
