@@ -31,7 +31,7 @@ from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host import checkpoint
 from pymic_vf.host.config_keys import RUN_KEYS
 from pymic_vf.host.divergence import FILE, StepGuard, is_finite
-from pymic_vf.host.processes import Processes
+from pymic_vf.host.processes import Processes, is_other_rank
 from pymic_vf.host.resume import CheckpointFolder, Found, mismatch, position, state_of
 from pymic_vf.host.run_state import (
     ENTRY,
@@ -446,7 +446,9 @@ def _train_valid(stock: Callable, agent: Any) -> None:
     if not is_watched(agent):
         stock()
         return
-    agent.training_run = TrainingRun(agent, Processes(), None, getattr(agent, "stop_signals", StopSignals()))
+    agent.training_run = TrainingRun(
+        agent, Processes(rank=int(is_other_rank())), None, getattr(agent, "stop_signals", StopSignals())
+    )
     try:
         with killed_workers_explained():
             agent.training_run.train(stock)
