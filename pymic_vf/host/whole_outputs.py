@@ -105,7 +105,7 @@ class EventWriter:
         """Write what is left, where that is possible."""
         if self._writer is not None:
             self._tried(self._writer.close)
-        if threading.excepthook == self._in_thread:
+        if threading.excepthook == self._in_thread and not self._is_lost:  # or threads may still end by an error
             threading.excepthook = self._previous_hook
 
     def _tried(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:

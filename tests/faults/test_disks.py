@@ -143,7 +143,7 @@ def test_a_training_whose_disk_fills_up(scans, tmp_path, disk, caplog):
     before = {path.name: path.read_bytes() for path in (disk / "run").glob("*.pt")}
     assert before
     fill(disk, 4096)
-    with pytest.raises(UserError, match=r"checkpoint .*_resume\.pt cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"checkpoint .*\.pt cannot be written \(No space left on device\)"):
         agent_of(config, tmp_path).run()
     kept = {path.read_bytes() for path in (disk / "run").glob("*.pt")}
     assert before["run_resume.pt"] in kept

@@ -15,7 +15,7 @@ import torch
 from test_training_steps import RUNS, assert_same
 from warm_processes import start
 
-from conftest import write_cfg
+from conftest import merged, write_cfg
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -41,9 +41,8 @@ def stop_again_and_again(name: str, scans: Path, tmp_path: Path, steps: int) -> 
             process = start(config, tmp_path / twin)
             process.join(120)
             begin = time.monotonic()
-            process = start(
-                {**config, "training": {**config["training"], "overwrite": True, "resume": None}}, tmp_path / twin
-            )
+            again = {"overwrite": True, "resume": None, "max_bad_steps": 10}
+            process = start(merged(config, {"training": again}), tmp_path / twin)
             process.join(120)
             assert process.exitcode == 0
             longest = time.monotonic() - begin
