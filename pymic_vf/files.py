@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import gzip
 import os
+import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
+
+from pymic_vf.errors import UserError
 
 try:
     import fcntl
@@ -15,6 +23,8 @@ except ImportError:  # not on Windows
     fcntl = None
 
 PREFIX = ".incomplete-"
+NIFTI_HEADER = 352  # bytes, the least that precedes the voxels
+PIECE = 2**20
 LEFTOVER_SECONDS = 3600  # where a writer cannot be asked whether it lives: none takes this long
 # mkstemp makes files of mode 0600; those that a user finds shall have the mode of any other file of theirs
 _UMASK = os.umask(0)
@@ -44,6 +54,76 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         os.close(handle)
+
+
+def open_whole(file: Any, mode: str = "r", *args: Any, **options: Any) -> IO:
+    """`open`, but what is opened for writing anew appears when it is closed."""
+    if "w" not in mode:
+        return builtins.open(file, mode, *args, **options)  # noqa: PTH123 (this stands in for it)
+    writing = whole_file(file)
+    stream = builtins.open(writing.__enter__(), mode, *args, **options)  # noqa: PTH123, SIM115
+    close = stream.close
+
+    def close_and_rename() -> None:
+        if stream.closed:
+            return
+        try:
+            close()
+        except BaseException:
+            writing.__exit__(*sys.exc_info())
+            raise
+        writing.__exit__(None, None, None)
+
+    stream.close = close_and_rename
+    return stream
+
+
+@contextmanager
+def written(path: str | os.PathLike) -> Iterator[None]:
+    """Within the block, an error of the file system becomes a message that names `path`.
+
+    Raises:
+        UserError: instead of that error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); what was written before is whole, and nothing is "
+            "left of this file. Make room or choose another folder, and run again"
+        ) from error
+
+
+def check_volume(path: Path, voxel_bytes: int) -> None:
+    """SimpleITK's writer of compressed volumes does not notice a full disk: look whether all voxels are there.
+
+    Args:
+        path: of the file.
+        voxel_bytes: what its voxels take, uncompressed.
+
+    Raises:
+        OSError: some of it is missing.
+    """
+    if path.suffix == ".gz":
+        size, least = _decompressed_size(path), NIFTI_HEADER + voxel_bytes
+    elif path.suffix in (".nii", ".mha"):
+        size, least = path.stat().st_size, voxel_bytes
+    else:
+        return  # Pillow raises the errors of its writes
+    if size < least:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, or another failure: the file is cut off")
+
+
+def _decompressed_size(path: Path) -> int:
+    """-1 for a file that is damaged or cut off."""
+    size = 0
+    try:
+        with gzip.open(path) as file:
+            while piece := file.read(PIECE):
+                size += len(piece)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return -1
+    return size
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

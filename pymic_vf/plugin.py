@@ -100,6 +100,7 @@ REPAIRS = (
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
     Repair("pymic.util.model_operate", "get_average_model", "load_weights_alone"),
     Repair("pymic.net.transformer.swinunet", "SwinUNet", "load_weights_alone"),
+    *(Repair(*agent, "pymic_vf.host.whole_outputs:survive_lost_events") for agent in AGENTS),
     Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "allow_no_validation_of_reconstructions"),
@@ -124,12 +125,17 @@ REPAIRS = (
     # the commands are half made when torch, which they import, calls us
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),
     Repair("pymic.net_run.predict", "sys", "show_user_errors_plainly"),
+    Repair("pymic.net_run.train", "wrtie_config", "pymic_vf.host.whole_outputs:explain_disk_at_start"),
+    Repair("pymic.net_run.predict", "wrtie_config", "pymic_vf.host.whole_outputs:explain_disk_at_start"),
     Repair("pymic.net_run.train", "wrtie_config", "let_rank_zero_log"),
     Repair("pymic.net_run.train", "parse_config", "print_config_once"),
     Repair("pymic.net_run.predict", "parse_config", "print_config_once"),
     Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.config_file:read_configs_plainly"),
     Repair("pymic.net_run.train", "wrtie_config", "pymic_vf.host.commands:check_before_training"),
     Repair("pymic.net_run.predict", "wrtie_config", "pymic_vf.host.commands:check_before_testing"),
+    Repair("pymic.io.image_read_write", "rotate_nifty_volume_to_LPS", "pymic_vf.host.whole_outputs:write_images_whole"),
+    Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.whole_outputs:write_texts_whole"),
+    Repair("pymic.util.evaluation_seg", "main", "pymic_vf.host.whole_outputs:write_texts_whole"),
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")

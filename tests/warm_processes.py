@@ -13,6 +13,8 @@ from test_training_steps import agent_of
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
+# where the warm process looks for these modules: it knows nothing of pytest's paths
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
 def start(config: dict, folder: Path) -> multiprocessing.Process:

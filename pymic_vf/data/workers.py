@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,12 +32,20 @@ def set_up_worker_of(stock: Callable[[int], None] | None, worker: int) -> None:
 def _leave_signals_to_the_training() -> None:
     """What a terminal or a scheduler sends to all processes is for the one that ends the workers when it has saved.
 
-    A second SIGTERM, which may be its own, ends a worker.
+    Its SIGTERM ends a worker, nobody else's.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):  # which tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_training_says_so, daemon=True).start()
+
+
+def _end_when_the_training_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from pymic_vf.demo.phantom_anatomy import ORGANS, TRUNK, Structure, draw_patient
 from pymic_vf.errors import UserError, did_you_mean
-from pymic_vf.files import whole_file
+from pymic_vf.files import check_volume, whole_file, written
 
 __all__ = ["DEFAULT_COUNTS", "DEFAULT_SIZE", "ORGANS", "make_phantom", "usual_spacing", "write_phantoms"]
 
@@ -194,7 +194,7 @@ def _claim(out: Path, made_with: dict) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and holds no phantoms: choose a new or empty folder")
     (out / "volumes").mkdir(parents=True)
-    with whole_file(marker) as temporary:
+    with written(marker), whole_file(marker) as temporary:
         temporary.write_text(json.dumps(made_with) + "\n")
 
 
@@ -207,11 +207,12 @@ def _write_scan(files: Sequence[Path], seed: np.random.SeedSequence, size: Seque
     for file, array in zip(files, make_phantom(seed, voxels, spacing), strict=False):
         image = sitk.GetImageFromArray(array)
         image.SetSpacing(spacing[::-1].tolist())
-        with whole_file(file) as temporary:
+        with written(file), whole_file(file) as temporary:
             sitk.WriteImage(image, str(temporary))
+            check_volume(temporary, array.nbytes)
     return f"{files[0]} written, {'x'.join(map(str, voxels))}"
 
 
 def _write_csv(file: Path, rows: Sequence[Sequence[str]], columns: int) -> None:
-    with whole_file(file) as temporary:
+    with written(file), whole_file(file) as temporary:
         temporary.write_text("".join(",".join(row[:columns]) + "\n" for row in rows))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch as Swatch
 from scipy import ndimage
 
-from pymic_vf.files import whole_file
+from pymic_vf.files import whole_file, written
 from pymic_vf.methods.method import Panel
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the two that vanish on grey
@@ -231,5 +231,5 @@ def _legend(figure: Figure, swatches: Sequence[Swatch], texts: Sequence[str]) ->
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    with whole_file(path) as temporary:
+    with written(path), whole_file(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -180,8 +180,11 @@ class Pretraining(SegmentationAgent):
         and keeps the checkpoint whose validation returns the largest ``avg_fg_dice``, see :meth:`validation`."""
         method = self.config["self_supervised_learning"]["method_name"]
         self.training_run = TrainingRun(self, self.processes, method, self.stop_signals)
-        with killed_workers_explained():
-            self.training_run.train(lambda: SegmentationAgent.train_valid(self))
+        try:
+            with killed_workers_explained():
+                self.training_run.train(lambda: SegmentationAgent.train_valid(self))
+        finally:
+            del self.training_run
         if self.valid_loader is not None:
             log.info("(the best by the validation loss: what is called valid dice there is 1 / (1 + loss))")
         self.processes.disconnect()

@@ -71,7 +71,7 @@ def save_whole(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
             raise
         raise UserError(
             f"the checkpoint {path} cannot be written ({cause.strerror}); those written before are whole. Make room "
-            "and resume (ckpt_init_name, ckpt_init_mode = 1)"
+            "and submit the run again with resume = auto"
         ) from error
 
 

@@ -26,10 +26,11 @@ from typing import IO, Any
 import torch
 
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.files import whole_file
+from pymic_vf.files import open_whole
 from pymic_vf.host import checkpoint
 from pymic_vf.host.checkpoint_file import allow_numpy_scalars
 from pymic_vf.host.processes import is_other_rank
+from pymic_vf.host.whole_outputs import DISK_ERRORS
 from pymic_vf.plugin import VERBOSE
 
 log = logging.getLogger(__name__)
@@ -81,24 +82,7 @@ def save_checkpoints_whole(host: ModuleType) -> None:
     The same for ``_best.txt`` and ``_latest.txt``, which name the checkpoint to test with.
     """
     _torch_of(host).save = checkpoint.save_whole
-    host.open = _open_whole
-
-
-def _open_whole(file: Any, mode: str = "r", *args: Any, **options: Any) -> IO:
-    """`open`, but what is opened for writing anew appears when it is closed."""
-    if "w" not in mode:
-        return builtins.open(file, mode, *args, **options)  # noqa: PTH123 (this stands in for it)
-    writing = whole_file(file)
-    stream = builtins.open(writing.__enter__(), mode, *args, **options)  # noqa: PTH123, SIM115
-    close = stream.close
-
-    def close_and_rename() -> None:
-        if not stream.closed:
-            close()
-            writing.__exit__(None, None, None)
-
-    stream.close = close_and_rename
-    return stream
+    host.open = open_whole
 
 
 def let_rank_zero_write(host: ModuleType) -> None:
@@ -209,6 +193,11 @@ def _message_for_users(error: BaseException, trace: TracebackType | None) -> str
     """What to say instead of a traceback; None where the error is no mistake of a user that we know."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS and _is_of_writing(trace):
+        return (
+            f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room there, or choose another "
+            "folder (ckpt_dir, output_dir)"
+        )
     if isinstance(error, configparser.Error):
         return f"the config file cannot be parsed: {error}"
     if isinstance(error, OSError) and error.filename is not None and error.errno in UNUSABLE_FILES:
@@ -221,6 +210,12 @@ def _message_for_users(error: BaseException, trace: TracebackType | None) -> str
     if isinstance(error, KeyError):
         return f"the config has no section, key or method {error.args[0]!r}, which PyMIC needs"
     return str(error) if isinstance(error, ValueError) else None
+
+
+def _is_of_writing(trace: TracebackType | None) -> bool:
+    """Whether an error of the file system comes from what PyMIC's commands or its agents' loops write."""
+    writers = {"makedirs", "mkdir", "_open", "open_whole", "close_and_rename", "whole_file", "basicConfig"}
+    return any(frame.name in writers for frame in traceback.extract_tb(trace))
 
 
 def allow_no_validation_of_reconstructions(host: ModuleType) -> None:

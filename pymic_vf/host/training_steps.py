@@ -31,7 +31,7 @@ from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host import checkpoint
 from pymic_vf.host.config_keys import RUN_KEYS
 from pymic_vf.host.divergence import FILE, StepGuard, is_finite
-from pymic_vf.host.processes import Processes
+from pymic_vf.host.processes import Processes, is_other_rank
 from pymic_vf.host.resume import CheckpointFolder, Found, mismatch, position, state_of
 from pymic_vf.host.run_state import (
     ENTRY,
@@ -126,8 +126,15 @@ class TrainingRun:
             self.processes.from_rank_zero(self.folder.remove_resume)
         finally:
             _active = None
+            self._let_go()
             self.training.clear()
             self.training.update(config)
+
+    def _let_go(self) -> None:
+        """tensorboardX's threads write what they have, or the end of the program would stop them by tracebacks."""
+        if (writer := getattr(self.agent, "summ_writer", None)) is not None:
+            writer.close()
+        self.agent.trainIter = None  # its workers end now
 
     def _found(self) -> Found:
         """What there is to go on from, the same in all processes."""
@@ -181,13 +188,12 @@ class TrainingRun:
         path = self.folder.path / FILE
         self.guard = StepGuard(self.net, agent.optimizer, self.processes, path, self.settings["max_bad_steps"])
         self._until_the_end.callback(self.guard.close)
-        loss_of = agent.get_loss_value
-        agent.get_loss_value = self.guard.watch_loss(loss_of)
-        self._until_the_end.callback(setattr, agent, "get_loss_value", loss_of)
+        self._replace("get_loss_value", self.guard.watch_loss(agent.get_loss_value))
         for loader in (agent.train_loader, agent.valid_loader):
             if isinstance(loader, DataLoader):  # PyMIC's; ours set their workers up themselves
                 loader.worker_init_fn = functools.partial(set_up_worker_of, loader.worker_init_fn)
-        agent.train_loader = self.loader = WatchedLoader(agent.train_loader)
+        self.loader = WatchedLoader(agent.train_loader)
+        self._replace("train_loader", self.loader)
         if self._state is None:
             return
         self.name = self._state["run"]
@@ -207,6 +213,15 @@ class TrainingRun:
         if len(ranks) != self.processes.count:
             log.warning("saved by %d processes: what follows differs from a run without a break", len(ranks))
             self._state = None
+
+    def _replace(self, name: str, value: Any) -> None:
+        """Put something in the place of an attribute of the agent until the end of the run."""
+        own = vars(self.agent)
+        restore = (
+            functools.partial(own.__setitem__, name, own[name]) if name in own else functools.partial(own.pop, name)
+        )
+        self._until_the_end.callback(restore)
+        own[name] = value
 
     def block(self, step: Callable[[], Scalars]) -> Scalars:
         """One block of ``iter_valid`` iterations, or what is left of it; a progress line in a terminal.
@@ -446,7 +461,9 @@ def _train_valid(stock: Callable, agent: Any) -> None:
     if not is_watched(agent):
         stock()
         return
-    agent.training_run = TrainingRun(agent, Processes(), None, getattr(agent, "stop_signals", StopSignals()))
+    agent.training_run = TrainingRun(
+        agent, Processes(rank=int(is_other_rank())), None, getattr(agent, "stop_signals", StopSignals())
+    )
     try:
         with killed_workers_explained():
             agent.training_run.train(stock)
