@@ -70,14 +70,29 @@ def test_map_in_a_file(size: tuple[int, int, int]):
     assert unpacked_map(content, (99, 99, 99)) is None
 
 
-def test_share_of_a_box():
-    body = np.zeros((4, 4, 4), bool)
+def test_share_of_a_crop():
+    body, volume = np.zeros((4, 4, 4), bool), (8, 16, 16)
     body[:, :, 2:] = True  # voxels from x = 8
-    assert share_of_body(body, (0, 0, 0), (8, 16, 16)) == 0.5
-    assert share_of_body(body, (0, 0, 8), (8, 16, 16)) == 1
-    assert share_of_body(body, (2, 4, 0), (4, 8, 8)) == 0
-    assert share_of_body(body, (1, 1, 9), (2, 2, 11)) == 1  # between the map's voxels: the next one
-    assert share_of_body(body, (8, 16, 15), (9, 17, 16)) == 0  # after the last one
+    assert share_of_body(body, volume, (0, 0, 0), volume) == 0.5
+    assert share_of_body(body, volume, (0, 0, 8), (8, 16, 8)) == 1
+    assert share_of_body(body, volume, (2, 4, 0), (2, 4, 8)) == 0
+    assert share_of_body(body, volume, (1, 1, 9), (1, 1, 2)) == 1
+    assert share_of_body(body, volume, (0, 0, 0), (8, 16, 32)) == 0.5  # and its mirror image after it
+    assert share_of_body(body, volume, (0, 0, -8), (8, 16, 16)) == 0
+    assert share_of_body(body, volume, (0, 0, 8), (8, 16, 16)) == 1
+
+
+@pytest.mark.parametrize("size", [(16, 48, 48), (5, 40, 9)])
+def test_share_is_that_of_the_crop(size: tuple[int, int, int]):
+    """Along x the map has every fourth voxel: a border of body is out by less than 4 of them, there are two."""
+    voxels = np.full((1, *size), AIR, np.int16)
+    voxels[..., size[2] // 3 : size[2] // 2] = BODY
+    body, crop = LeastBody(0.5, -500.0).body(voxels), (8, 16, 16)
+    margin = 16 if min(size) >= 16 else 5
+    padded = np.pad(voxels[0], margin, mode="symmetric")
+    for x in range(-5, size[2] + 5 - 16):
+        exact = (padded[: crop[0], : crop[1], x + margin : x + margin + 16] > -500).mean()
+        assert abs(share_of_body(body, size, (-margin, -margin, x), crop) - exact) <= 2 * 4 / 16
 
 
 def test_first_that_holds_enough_or_the_best():

@@ -50,17 +50,20 @@ class LeastBody:
         return otsu.GetThreshold()
 
 
-def share_of_body(body: np.ndarray, first: Sequence[int], last: Sequence[int]) -> float:
-    """The share of a box that is body, by those of its voxels that the map has.
+def share_of_body(body: np.ndarray, volume: Sequence[int], start: Sequence[int], crop: Sequence[int]) -> float:
+    """The share of a crop that is body, by those of its voxels that the map has.
 
     Args:
         body: the map of a volume.
-        first: (z, y, x) of the box in the volume.
-        last: its ends.
+        volume: (D, H, W) of the volume.
+        start: (z, y, x) of the crop in it; what lies outside is mirrored.
+        crop: (D, H, W) of the crop.
     """
-    box = tuple(slice(-(-a // n), max(-(-b // n), -(-a // n) + 1)) for a, b, n in zip(first, last, STRIDE, strict=True))
-    inside = body[box]
-    return float(inside.mean()) if inside.size else 0.0
+    places = []
+    for size, first, length, step in zip(volume, start, crop, STRIDE, strict=True):
+        place = np.arange(first, first + length, step) % (2 * size)
+        places.append(np.minimum(place, 2 * size - 1 - place) // step)
+    return float(body[np.ix_(*places)].mean())
 
 
 def first_with(share: float, places: Iterable[np.ndarray], share_at: Callable[[np.ndarray], float]) -> np.ndarray:

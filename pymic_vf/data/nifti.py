@@ -6,6 +6,7 @@ word for a type that contradicts ``bitpix``: each gives wrong voxels. Fields: ni
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def locate(file: Path) -> Stored:
         skip=int(offset) if compressed else 0,
         order=order,
         dtype=np.dtype(TYPES.get(code, f"V{bits // 8}")),
-        count=int(np.prod([int(n) for n in dim[1 : dim[0] + 1]], dtype=object)),
+        count=math.prod(dim[1 : dim[0] + 1]),
         is_plain=is_plain,
     )
 

@@ -8,6 +8,7 @@ from pymic_vf.data.stored import DamagedScanError, Stored, beside
 
 HEADER_BYTES = 1 << 24  # some tools copy all that DICOM says into it
 CODECS = {"raw": "raw", "gz": "gzip", "gzip": "gzip"}
+SPATIAL_KINDS = {"domain", "space", "time"}
 FIELDS = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}
 
 
@@ -26,7 +27,9 @@ def locate(file: Path) -> Stored:
     if lines:
         start = _after_lines(data, start, lines)
     order = ">" if fields.get("endian", "little").lower() == "big" else "<"
-    return Stored(data, codec, -1 if skip == -1 else start, skip=max(skip, 0), order=order)
+    # an axis of channels may be any, SimpleITK moves it
+    is_plain = set(fields.get("kinds", "").lower().split()) <= SPATIAL_KINDS
+    return Stored(data, codec, -1 if skip == -1 else start, skip=max(skip, 0), order=order, is_plain=is_plain)
 
 
 def _header(file: Path) -> tuple[dict[str, str], int]:

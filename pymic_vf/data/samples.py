@@ -208,8 +208,9 @@ class Samples(Dataset):
         body = self.reader.body(index, self.least_body)
 
         def share_at(place: np.ndarray) -> float:
-            first, last, _ = _box(volume, self.crop_size, place)
-            return share_of_body(body, first, last)
+            first, _, padding = _box(volume, self.crop_size, place)
+            start = [inside - before for inside, (before, _) in zip(first, padding, strict=True)]
+            return share_of_body(body, volume, start, self.crop_size)
 
         others = np.random.default_rng(key).random((TRIES - 1, 3))
         return first_with(self.least_body.share, (position, *others), share_at)

@@ -119,13 +119,7 @@ def _read_file(file: Path) -> Scan:
         return scan
     except DamagedScanError as error:
         raise _unusable(file, str(error)) from error
-    except (
-        RuntimeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        *LIBRARY_ERRORS,
-    ) as error:  # of SimpleITK, HDF5 and the codecs
+    except (RuntimeError, KeyError, ValueError, TypeError, *LIBRARY_ERRORS) as error:  # SimpleITK's and HDF5's too
         raise _unusable(file, f"cannot be read ({_reason(error)})") from error
 
 

@@ -446,6 +446,21 @@ def test_nrrd_that_is_odd_and_right(tmp_path: Path, what: str):
     is_right(beside(tmp_path), "a.nrrd", replaced(NRRD, changes) + voxels)
 
 
+@pytest.mark.parametrize("axis", range(4))
+def test_nrrd_with_channels_along_any_axis(tmp_path: Path, axis: int):
+    channels = np.stack([VOXELS, VOXELS + 1, VOXELS + 2])
+    sizes, kinds, directions = ["7", "6", "5"], ["domain"] * 3, ["(0.5,0,0)", "(0,1,0)", "(0,0,2.5)"]
+    for words, word in ((sizes, "3"), (kinds, "vector"), (directions, "none")):
+        words.insert(axis, word)
+    header = NRRD.replace("dimension: 3", "dimension: 4").replace("7 6 5", " ".join(sizes))
+    header = header.replace("domain domain domain", " ".join(kinds))
+    header = header.replace("(0.5,0,0) (0,1,0) (0,0,2.5)", " ".join(directions))
+    voxels = np.moveaxis(channels, 0, 3 - axis).tobytes()
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + voxels)
+    assert np.array_equal(read_scan([tmp_path / "a.nrrd"]).voxels, channels)
+    is_named(tmp_path, "a.nrrd", header.encode() + voxels[:-1], "cut off, 1259 bytes of voxels")
+
+
 def _virtual(file: h5py.File) -> None:
     layout = h5py.VirtualLayout((5, 6, 7), "i2")
     layout[:] = h5py.VirtualSource("other.h5", "image", (5, 6, 7))
