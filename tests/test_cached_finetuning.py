@@ -191,6 +191,9 @@ def test_prepare_and_check(cases: Path, tmp_path: Path, capsys):
     assert main(["prepare", str(cfg), "--jobs", "1"]) == 0
     assert "3 volumes are in the cache" in capsys.readouterr().out
     assert len(list((tmp_path / "cache").glob("*/*.b2nd"))) == 6
+    without = cached(cases, tmp_path, names, dataset={**keys, "cache_dir": None})
+    assert main(["prepare", str(write_cfg(tmp_path / "b.cfg", without))]) == 1
+    assert "cache_dir is missing: the folder to prepare" in capsys.readouterr().err
 
 
 def test_all_mistakes_at_once(cases: Path, tmp_path: Path, monkeypatch):
