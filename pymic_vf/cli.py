@@ -213,7 +213,9 @@ def _prepare(options: argparse.Namespace) -> None:
     from pymic_vf.host.checks import is_supervised
 
     config = read_config(options.cfg)
-    if is_supervised(config) and is_asked(config):
+    if is_supervised(config):
+        if not is_asked(config):
+            raise UserError("[dataset] cache_dir is missing: the folder to prepare")
         sets = list(cached_sets(SegmentationAgent(config, "train")).values())
     else:
         agent = pretraining_agent(read_pretraining(options.cfg))

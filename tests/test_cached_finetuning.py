@@ -191,6 +191,9 @@ def test_prepare_and_check(cases: Path, tmp_path: Path, capsys):
     assert main(["prepare", str(cfg), "--jobs", "1"]) == 0
     assert "3 volumes are in the cache" in capsys.readouterr().out
     assert len(list((tmp_path / "cache").glob("*/*.b2nd"))) == 6
+    without = cached(cases, tmp_path, names, dataset={**keys, "cache_dir": None})
+    assert main(["prepare", str(write_cfg(tmp_path / "b.cfg", without))]) == 1
+    assert "cache_dir is missing: the folder to prepare" in capsys.readouterr().err
 
 
 def test_all_mistakes_at_once(cases: Path, tmp_path: Path, monkeypatch):
@@ -351,3 +354,31 @@ def test_a_semi_supervised_config_is_told_that_it_has_no_cache(cases: Path, tmp_
     config = parsed(tmp_path / "a.cfg", cached(cases, tmp_path, ["RandomCrop"], dataset=keys, network=UNET))
     SegmentationAgent(config).create_dataset()
     assert "SegmentationAgent with supervise_type = semi_sup reads its own way, without a cache" in caplog.text
+
+
+def test_several_modalities_and_partial_labels(cases: Path, tmp_path: Path):
+    """Two images a scan, normalised one by one; unlabelled voxels have no weight."""
+    (tmp_path / "two.csv").write_text("ct,mr,label\n0.nii.gz,0.nii.gz,0_lab.nii.gz\n2.nii.gz,2.nii.gz,2_lab.nii.gz\n")
+    keys = {
+        **CROP,
+        "train_csv": tmp_path / "two.csv",
+        "modal_num": 2,
+        "train_transform": ["NormalizeWithMeanStd", "NormalizeWithMinMax", "RandomCrop", "PartialLabelToProbability"],
+        "NormalizeWithMeanStd_channels": [1],
+        **MEASURED,
+    }
+    config = parsed(tmp_path / "a.cfg", cached(cases, tmp_path, [], dataset=keys, network={**UNET, "in_chns": 2}))
+    config["dataset"]["partiallabeltoprobability_class_num"] = 3  # 3: unlabelled
+    agent = SegmentationAgent(config)
+    stock, ours = agent.get_stage_dataset_from_config("train"), cached_sets(agent)["train"]
+    for draw in range(6):
+        results = []
+        for make in (copy.deepcopy(stock).__getitem__, ours.sample):
+            random.seed(draw)
+            results.append(make(draw % 2))
+        for key in ("image", "label", "label_prob", "pixel_weight"):
+            np.testing.assert_allclose(results[1][key], results[0][key], rtol=2e-6, atol=2e-6)
+    agent.create_dataset()
+    batch = next(iter(agent.train_loader))
+    shapes = {key: tuple(value.shape) for key, value in batch.items()}
+    assert shapes == {"image": (2, 2, 8, 16, 16), "label_prob": (2, 3, 8, 16, 16), "pixel_weight": (2, 1, 8, 16, 16)}

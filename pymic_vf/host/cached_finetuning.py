@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 log = logging.getLogger(__name__)
+# of [dataset], with their former names
+KEYS = ("cache_dir", "cache_max_gib", "vf_cache_dir", "vf_cache_max_gib")
 
 
 def offer_cached_finetuning(host: ModuleType) -> None:
@@ -28,25 +30,34 @@ def offer_cached_finetuning(host: ModuleType) -> None:
 def _with_cache(stock: Callable, kind: type) -> Callable:
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
-        if agent.stage == "train" and not type(agent).__module__.startswith("pymic_vf."):
-            from pymic_vf.host import cached_sets  # needs PyMIC's registries, complete by now
-            from pymic_vf.host.checks import is_supervised
+        asks = any(name in agent.config["dataset"] for name in KEYS)
+        net = (agent.net_dict or {}).get(str(agent.config.get("network", {}).get("net_type")))
+        # for others nothing more is even imported
+        if agent.stage != "train" or _is_of_ours(type(agent)) or not (asks or _is_of_ours(net)):
+            stock(agent)
+            return
+        from pymic_vf.host import cached_sets  # needs PyMIC's registries, complete by now
+        from pymic_vf.host.checks import is_supervised
 
-            # PyMIC's agents of other kinds of learning derive from this one
-            is_ours = type(agent) is kind and is_supervised(agent.config) and agent.train_set is None
-            if is_ours and cached_sets.is_asked(agent.config):
-                cached_sets.create_loaders(agent)
-                return
-            if is_ours:
-                cached_sets.tell_of_savings(agent.config)
-            elif cached_sets.is_asked(agent.config):
-                log.warning(
-                    "[dataset] cache_dir: PyMIC's %s with supervise_type = %s reads its own way, without a cache",
-                    type(agent).__name__, agent.config["dataset"].get("supervise_type", "fully_sup"),
-                )  # fmt: skip
+        # PyMIC's agents of other kinds of learning derive from this one
+        is_served = type(agent) is kind and is_supervised(agent.config) and agent.train_set is agent.valid_set is None
+        if is_served and cached_sets.is_asked(agent.config):
+            cached_sets.create_loaders(agent)
+            return
+        if is_served:
+            cached_sets.tell_of_savings(agent.config)
+        elif asks:
+            log.warning(
+                "[dataset] cache_dir: PyMIC's %s with supervise_type = %s reads its own way, without a cache",
+                type(agent).__name__, agent.config["dataset"].get("supervise_type", "fully_sup"),
+            )  # fmt: skip
         stock(agent)
 
     return create_dataset
+
+
+def _is_of_ours(kind: type | None) -> bool:
+    return getattr(kind, "__module__", "").startswith("pymic_vf.")
 
 
 def _resuming_the_stream(stock: Callable) -> Callable:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from pymic import TaskType
-from pymic.net.net_dict_seg import SegNetDict
 from pymic.transform.intensity import IntensityClip
 from pymic.transform.normalize import NormalizeWithMeanStd, NormalizeWithMinMax, NormalizeWithPercentiles
 
@@ -241,11 +240,9 @@ def _measures(transform: Any) -> bool:
 
 
 def tell_of_savings(config: Config) -> None:
-    """For a network of ours without a cache: one line of what it would save, by the size of the first scan."""
+    """For a config without a cache: one line of what it would save, by the size of the first scan."""
     dataset = config["dataset"]
-    kind = SegNetDict.get(str(config.get("network", {}).get("net_type")))
-    is_ours = getattr(kind, "__module__", "").startswith("pymic_vf.")
-    if not is_ours or "RandomCrop" not in (dataset.get("train_transform") or ()):
+    if "RandomCrop" not in (dataset.get("train_transform") or ()):
         return
     try:
         table = read_table(Path(dataset["train_csv"]), [])
