@@ -114,6 +114,7 @@ class TrainingRun:
             log.info("resume = auto: %s, after iteration %d", self._chosen.path, position(self._chosen)[0])
             if position(self._chosen) == (self.last, 0):
                 log.info("resume = auto: this run has reached iter_max = %d; there is nothing left to do", self.last)
+                self.processes.from_rank_zero(self.folder.remove_resume)
                 return
             self.training.update(ckpt_init_name=str(self._chosen.path.absolute()), ckpt_init_mode=1)
         elif not self.settings["overwrite"] and not (config.get("ckpt_init_name") and config.get("ckpt_init_mode")):
