@@ -193,6 +193,8 @@ class TrainingRun:
         for loader in (agent.train_loader, agent.valid_loader):
             if isinstance(loader, DataLoader):  # PyMIC's; ours set their workers up themselves
                 loader.worker_init_fn = functools.partial(set_up_worker_of, loader.worker_init_fn)
+        if hasattr(agent.train_loader, "numbers"):  # a loader of ours goes on with the sample after the last one seen
+            agent.train_loader.numbers.start = self.iteration * agent.config["dataset"]["train_batch_size"]
         self.loader = WatchedLoader(agent.train_loader)
         self._replace("train_loader", self.loader)
         if self._state is None:
