@@ -92,6 +92,7 @@ class TrainingRun:
         self.name = self.processes.from_rank_zero(lambda: uuid.uuid4().hex)
         self._chosen: checkpoint.Checkpoint | None = None  # by resume = auto
         self._state: Mapping[str, Any] | None = None  # to go on from
+        self._random: Mapping[str, Any] | None = None  # the states to begin with
         self._block_end: dict[str, Any] = {}
         self._until_the_end = ExitStack()
         self._is_begun = False
@@ -213,9 +214,9 @@ class TrainingRun:
         self.steps = [(_from_plain(scalars), is_bad) for scalars, is_bad in mine["steps"]]
         if mine["loader"]:
             self.loader.resume(mine["loader"])
-        if len(ranks) != self.processes.count:
-            log.warning("saved by %d processes: what follows differs from a run without a break", len(ranks))
-            self._state = None
+        if len(ranks) != self.processes.count:  # each drew its own dropout
+            log.info("saved by %d processes, goes on in %d: equal but for dropout", len(ranks), self.processes.count)
+        self._random = mine["random"]
 
     def _replace(self, name: str, value: Any) -> None:
         """Put something in the place of an attribute of the agent until the end of the run."""
@@ -242,9 +243,9 @@ class TrainingRun:
         if not self._is_begun:
             self._until_the_end.enter_context(self.signals.deferred())
             self._is_begun = True
-        if self._state is not None:
-            restore_random_states(self._state["ranks"][self.processes.rank]["random"], self.agent.device)
-            self._state = None
+        if self._random is not None:
+            restore_random_states(self._random, self.agent.device)
+            self._random = None
         is_hidden = None if self.processes.is_rank_zero else True  # None: no line where the output is no terminal
         kind = "training" if self.method is None else "pretraining"
         with (
