@@ -133,7 +133,7 @@ def undisturbed(scans, tmp_path_factory):
     ("name", "stops"),
     [
         ("UNet", [2, 2]),  # within a block, then in the validation at its end
-        ("UNet", [1, 1, 1, 1, 2, 1, 1, 1, 1]),  # again and again
+        pytest.param("UNet", [1, 1, 1, 1, 2, 1, 1, 1, 1], marks=pytest.mark.long),  # again and again
         ("VF", [5, 1]),
         ("PCTNet", [1]),
     ],

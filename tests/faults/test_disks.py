@@ -126,6 +126,7 @@ def test_a_test_on_a_full_disk_fails(scans, tmp_path, disk):
     assert not list(disk.glob(".incomplete*"))
 
 
+@pytest.mark.long
 def test_a_command_on_a_full_disk(run, scans, tmp_path, disk):
     """Its log and copy of the config come first."""
     (disk / "run").mkdir()
