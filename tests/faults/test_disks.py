@@ -101,6 +101,14 @@ def test_a_full_disk(disk, name):
     assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
+def test_a_read_only_disk(disk):
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(UserError, match=r"a\.nii cannot be written \(Read-only file system\)"):
+        images.save_nd_array_as_image(noise(), str(disk / "a.nii"))
+    with pytest.raises(UserError, match=r"a\.pt cannot be written \(Read-only file system\)"):
+        checkpoint.save_whole({}, disk / "a.pt")
+
+
 def _shaped(voxels: np.ndarray, name: str) -> np.ndarray:
     return voxels.reshape(256, 256) if name.endswith(".png") else voxels
 
