@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pymic_vf.files import whole_file
+from pymic_vf.files import open_whole, remove_leftovers, whole_file
 
 
 def test_file_appears_whole(tmp_path: Path):
@@ -46,3 +46,23 @@ def test_mode_is_that_of_any_file(tmp_path: Path):
     with whole_file(tmp_path / "whole"):
         pass
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path):
+    (tmp_path / ".incomplete-abc.pt").write_bytes(b"half")
+    (tmp_path / "a.pt").write_bytes(b"whole")
+    with whole_file(tmp_path / "b.pt") as living:
+        living.write_bytes(b"in work")
+        assert [path.name for path in remove_leftovers(tmp_path)] == [".incomplete-abc.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt"]
+
+
+def test_a_file_opened_whole_appears_when_it_is_closed(tmp_path: Path):
+    file = open_whole(tmp_path / "a.txt", "w")
+    file.write("12")
+    assert not (tmp_path / "a.txt").exists()
+    file.close()
+    file.close()
+    assert (tmp_path / "a.txt").read_text() == "12" and len(list(tmp_path.iterdir())) == 1
+    with open_whole(tmp_path / "a.txt") as file:
+        assert file.read() == "12"

@@ -73,7 +73,7 @@ def test_processes_share_the_stream(processes):
 
 
 def test_a_killed_worker_is_one_clear_message():
-    message = r"a worker process was killed.*num_worker.*ckpt_init_mode = 1"
+    message = r"a worker process was killed.*num_worker.*resume = auto"
     with pytest.raises(UserError, match=message), killed_workers_explained():
         list(loader(Numbered(deadly=9), workers=2))
 

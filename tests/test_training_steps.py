@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def undisturbed(scans, tmp_path_factory):
     ("name", "stops"),
     [
         ("UNet", [2, 2]),  # within a block, then in the validation at its end
-        ("UNet", [1, 1, 1, 1, 2, 1, 1, 1, 1]),  # again and again
+        pytest.param("UNet", [1, 1, 1, 1, 2, 1, 1, 1, 1], marks=pytest.mark.long),  # again and again
         ("VF", [5, 1]),
         ("PCTNet", [1]),
     ],
@@ -187,6 +188,7 @@ def test_a_finished_run_is_left_as_it_is(scans, tmp_path, caplog):
     assert set(before) == {"finetune_3.pt", "finetune_best.pt"}
     (folder / "finetune_latest.txt").unlink()  # as a kill may leave it
     (folder / ".incomplete-abc.pt").write_bytes(b"half a checkpoint")
+    shutil.copy(folder / "finetune_best.pt", folder / "finetune_resume_before.pt")
     train(config, tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pt")} == before
     assert (folder / "finetune_latest.txt").read_text() == "3"

@@ -87,7 +87,8 @@ class SampleLoader:
 
     def names_of_batch(self, index: int) -> list[str]:
         """What the samples of batch `index` are made of, a text each."""
-        return [f"sample {number}: {self.samples.describe(number)}" for number in self.numbers.of_batch(index)]
+        describe = getattr(self.samples, "describe", lambda _number: "")
+        return [f"sample {number}: {describe(number)}".rstrip(": ") for number in self.numbers.of_batch(index)]
 
     def _complete(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.classes is not None and "label" in batch:

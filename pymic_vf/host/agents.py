@@ -155,8 +155,7 @@ class Pretraining(SegmentationAgent):
             self.net = synchronise_batch_norm(self.net, "cuda" if torch.cuda.is_available() else "cpu")
 
     def create_optimizer(self, params: Any, checkpoint: dict[str, Any] | None = None) -> None:
-        """As PyMIC; a resumed run also goes on with the sample after the last one that the checkpoint saw."""
-        self.train_loader.numbers.start = self.training_run.iteration * self.plan.dataset["train_batch_size"]
+        """As PyMIC, on the device of this process; a resumed run goes on where it was."""
         for loader in (self.train_loader, self.valid_loader):
             if loader is not None:
                 loader.device = self.device

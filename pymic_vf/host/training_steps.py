@@ -92,6 +92,7 @@ class TrainingRun:
         self.name = self.processes.from_rank_zero(lambda: uuid.uuid4().hex)
         self._chosen: checkpoint.Checkpoint | None = None  # by resume = auto
         self._state: Mapping[str, Any] | None = None  # to go on from
+        self._random: Mapping[str, Any] | None = None  # the states to begin with
         self._block_end: dict[str, Any] = {}
         self._until_the_end = ExitStack()
         self._is_begun = False
@@ -114,6 +115,7 @@ class TrainingRun:
             log.info("resume = auto: %s, after iteration %d", self._chosen.path, position(self._chosen)[0])
             if position(self._chosen) == (self.last, 0):
                 log.info("resume = auto: this run has reached iter_max = %d; there is nothing left to do", self.last)
+                self.processes.from_rank_zero(self.folder.remove_resume)
                 return
             self.training.update(ckpt_init_name=str(self._chosen.path.absolute()), ckpt_init_mode=1)
         elif not self.settings["overwrite"] and not (config.get("ckpt_init_name") and config.get("ckpt_init_mode")):
@@ -192,6 +194,8 @@ class TrainingRun:
         for loader in (agent.train_loader, agent.valid_loader):
             if isinstance(loader, DataLoader):  # PyMIC's; ours set their workers up themselves
                 loader.worker_init_fn = functools.partial(set_up_worker_of, loader.worker_init_fn)
+        if hasattr(agent.train_loader, "numbers"):  # a loader of ours goes on with the sample after the last one seen
+            agent.train_loader.numbers.start = self.iteration * agent.config["dataset"]["train_batch_size"]
         self.loader = WatchedLoader(agent.train_loader)
         self._replace("train_loader", self.loader)
         if self._state is None:
@@ -210,9 +214,9 @@ class TrainingRun:
         self.steps = [(_from_plain(scalars), is_bad) for scalars, is_bad in mine["steps"]]
         if mine["loader"]:
             self.loader.resume(mine["loader"])
-        if len(ranks) != self.processes.count:
-            log.warning("saved by %d processes: what follows differs from a run without a break", len(ranks))
-            self._state = None
+        if len(ranks) != self.processes.count:  # each drew its own dropout
+            log.info("saved by %d processes, goes on in %d: equal but for dropout", len(ranks), self.processes.count)
+        self._random = mine["random"]
 
     def _replace(self, name: str, value: Any) -> None:
         """Put something in the place of an attribute of the agent until the end of the run."""
@@ -239,9 +243,9 @@ class TrainingRun:
         if not self._is_begun:
             self._until_the_end.enter_context(self.signals.deferred())
             self._is_begun = True
-        if self._state is not None:
-            restore_random_states(self._state["ranks"][self.processes.rank]["random"], self.agent.device)
-            self._state = None
+        if self._random is not None:
+            restore_random_states(self._random, self.agent.device)
+            self._random = None
         is_hidden = None if self.processes.is_rank_zero else True  # None: no line where the output is no terminal
         kind = "training" if self.method is None else "pretraining"
         with (

@@ -65,9 +65,8 @@ def kill(name: str, scans: Path, tmp_path: Path, count: int) -> None:
     print(f"{name}: {kills} kills of {runs} runs of {longest:.1f} s, all bit-identical to the one that was not killed")
 
 
-@pytest.mark.parametrize("name", ["UNet", "VF"])
-def test_killed_runs_end_bit_identical(name, scans: Path, tmp_path: Path):
-    kill(name, scans, tmp_path, 3)
+def test_a_killed_run_ends_bit_identical(scans: Path, tmp_path: Path):
+    kill("VF", scans, tmp_path, 3)
 
 
 @pytest.mark.long

@@ -71,9 +71,8 @@ def stop_again_and_again(name: str, scans: Path, tmp_path: Path, steps: int) -> 
     assert_same(*folders)
 
 
-@pytest.mark.parametrize("name", ["UNet", "VF"])
-def test_signals_at_every_stage(name, scans, tmp_path):
-    stop_again_and_again(name, scans, tmp_path, 4)
+def test_signals_at_every_stage(scans, tmp_path):
+    stop_again_and_again("UNet", scans, tmp_path, 4)
 
 
 @pytest.mark.long
@@ -83,12 +82,12 @@ def test_many_signals_at_every_stage(name, scans, tmp_path):
 
 
 def _signalled(command: list, cfg: Path, log: Path) -> subprocess.Popen:
-    """Start a command and send it SIGTERM as soon as its training starts."""
+    """Start a command and send it SIGTERM after its first block."""
     with log.open("w") as output:
         process = subprocess.Popen([*command, cfg], stdout=output, stderr=subprocess.STDOUT,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     end = time.monotonic() + 300
-    while "training start" not in log.read_text() and process.poll() is None and time.monotonic() < end:
+    while "training/validation time" not in log.read_text() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     process.wait(120)
