@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import re
@@ -15,11 +16,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from pymic_vf.compare.checks import check_runs
 from pymic_vf.compare.config_text import read_text, value_of
 from pymic_vf.compare.job import DONE, FAILED, LOG, RESULT, finished, read_scores, run_job, versions
 from pymic_vf.compare.plan import FINETUNING, PRETRAINING, make_runs, read_json, write_json, write_run
+from pymic_vf.compare.pool import Pool, remove_checkpoints
 from pymic_vf.compare.progress import LiveLine, duration, iteration, time_left
 from pymic_vf.compare.settings import ARM_KEYS, COMPARE_KEYS, SLURM_KEYS, read_settings
 from pymic_vf.compare.slurm import Cluster
@@ -190,6 +193,9 @@ def test_mistakes_of_the_configs_are_found_before_any_run(folder: Path):
     assert "arm L, finetuning: [training] iter_max" in str(error.value)
     with pytest.raises(ConfigError, match=r"labels: 9 labelled scans, finetune.cfg has 3"):
         planned(labels="[9]")
+    with pytest.raises(ConfigError, match=r"best: pretrain.cfg has no \[dataset\] valid_csv"):
+        planned(labels="[1]\npretrained_checkpoint = best")
+    assert len(planned(labels="[3, all]")[1]) == 2 + 2 * 2  # all are three: one set of runs
 
 
 def test_a_test_scan_in_a_training_list_is_found(folder: Path):
@@ -264,6 +270,44 @@ def test_a_fine_tuning_is_of_one_pretraining(folder: Path):
     assert finished(place, run.fingerprint)
     write_json(source / RESULT, {"fingerprint": run.pretraining.fingerprint, "weights": "b", "pretraining": None})
     assert finished(place, run.fingerprint) is None
+
+
+def test_a_pool_goes_on_where_a_run_fails(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """One run is evaluated; of another the pretraining is in somebody else's hands."""
+    monkeypatch.setattr("pymic_vf.compare.pool.PRELOAD", ("pymic_vf.compare.job",))  # all else is slow to import
+    settings, run, place = segmented(folder)
+    other = by_name(make_runs(settings))["finetuning/VF/labels_1/seed_1"]
+    source = write_run(other.pretraining, settings.out)
+    with FileLock(source / ".lock"):
+        failed = Pool([other.pretraining, run, other], settings, 1, ()).run_all()
+    assert failed == {
+        other.pretraining.name: "another pymic_vf compare is at it",
+        other.name: f"its pretraining {other.pretraining.name} failed",
+    }
+    assert finished(place, run.fingerprint)
+    text = capsys.readouterr().out
+    assert "3 runs, 0 of them done already, 1 at once" in text and "labels_1/seed_1 is done" in text
+
+
+def test_checkpoints_go_when_no_run_needs_them(folder: Path):
+    settings, runs = planned(seeds="[1]", labels="[1]")
+    settings = dataclasses.replace(settings, keep_checkpoints=False)
+    pretraining, scratch, pretrained = runs
+    for run in runs:
+        (write_run(run, settings.out) / "model").mkdir()
+        (settings.out / run.name / "model" / "model_2.pt").write_bytes(b"weights")
+
+    def end(run, **result):
+        base = {"fingerprint": run.fingerprint, "pretraining": None, "starts_from": None}
+        write_json(settings.out / run.name / RESULT, {**base, **result})
+        remove_checkpoints(runs, settings)
+        return [other.arm for other in runs if list((settings.out / other.name).glob("model/*.pt"))]
+
+    assert end(pretraining, weights="w") == ["VF", "scratch", "VF"]
+    assert end(scratch) == ["VF", "VF"]
+    source = str((settings.out / pretraining.name).absolute())
+    assert end(pretrained, pretraining=source, starts_from="w") == []
+    assert finished(settings.out / pretrained.name, pretrained.fingerprint)
 
 
 def test_slurm_arrays_by_the_local_executor(folder: Path):

@@ -114,7 +114,7 @@ def test_scores_are_those_of_the_runs(comparison):
     mine = scores.query("arm == 'VF' and labels == 2 and metric == 'dice'")
     values = mine[mine["class"] == "heart"].groupby("case")["value"].mean()
     text = html.with_suffix(".md").read_text()
-    table = text[text.index("Dice (%) with 2 labelled scans") :]
+    table = text[text.index("Dice (%), labelled scans: 2") :]
     (row,) = re.findall(r"^\| VF \|.*$", table.split("\n\n")[1], re.M)
     assert row.startswith(f"| VF | {100 * values.mean():.2f} ± {100 * values.std(ddof=0):.2f} |")
     assert row.endswith("| 12 | 3 |")

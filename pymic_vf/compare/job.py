@@ -39,6 +39,7 @@ RUN, STATE, RESULT, LOG = "run.json", "state.json", "result.json", "log.txt"
 PACKAGES = ("pymic_vf", "PyMIC", "torch", "monai", "numpy", "SimpleITK")
 DONE, FAILED, STOPPED, ELSEWHERE = 0, 1, 143, 75  # exit statuses of a job
 FORMAT = 1
+MINUTE = 60.0
 
 
 def run_job(folder: str | os.PathLike, environment: Mapping[str, str] | None = None) -> int:
@@ -98,9 +99,7 @@ class _Job:
             if step in state["done"]:
                 continue
             self._say(f"\n$ {' '.join(command)}")
-            begin = time.monotonic()
-            status = self._call(command)
-            state["seconds"][step] = state["seconds"].get(step, 0) + time.monotonic() - begin
+            status = self._call(command, step, state)
             if status == 0 and not self.is_stopped:
                 state["done"].append(step)
             write_json(self.folder / STATE, state)
@@ -142,16 +141,23 @@ class _Job:
     def _stop(self, _signal: int, _frame: Any) -> None:
         self.is_stopped = True
 
-    def _call(self, command: Sequence[str]) -> int:
-        """Run a command in a forked process, ended with this one's parent; its exit status."""
+    def _call(self, command: Sequence[str], step: str, state: dict[str, Any]) -> int:
+        """Run a command in a forked process, ended with this one's parent; its exit status.
+
+        The seconds that it takes are added to the state's, which is written every minute: a kill loses no more.
+        """
+        before, begin = state["seconds"].get(step, 0), time.monotonic()
         process = multiprocessing.get_context("fork").Process(target=_command, args=(command, self.folder / LOG, self))
         process.start()
         parent = multiprocessing.parent_process()
         sentinels = [process.sentinel, *([parent.sentinel] if parent else [])]
-        while process.sentinel not in (ready := wait(sentinels)):
+        while process.sentinel not in (ready := wait(sentinels, MINUTE)):
             if ready:  # the command that started this job has been killed
                 os.killpg(0, signal.SIGKILL)
+            state["seconds"][step] = before + time.monotonic() - begin
+            write_json(self.folder / STATE, state)
         process.join()
+        state["seconds"][step] = before + time.monotonic() - begin
         return process.exitcode
 
     def _say(self, text: str) -> None:
@@ -200,6 +206,11 @@ def _command(command: Sequence[str], log: Path, job: _Job) -> None:
     except Exception as error:
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
+    finally:
+        # Workers of loaders wait for work for ever, and do not heed a first SIGTERM. A command ends them at its exit;
+        # a forked process has none and would wait for them.
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 def _hash_of_weights(model: Path) -> str:

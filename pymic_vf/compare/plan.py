@@ -71,28 +71,36 @@ def make_runs(settings: Settings) -> list[Run]:
 
     Raises:
         UserError: a config or a list of scans cannot be read.
-        ConfigError: more labels are asked for than there are.
+        ConfigError: more labels are asked for than there are, or something that the runs would lack.
     """
     pretrainings: dict[tuple[str, int], Run] = {}
     by_content: dict[str, Run] = {}
+    mistakes: list[str] = []
     for seed in dict.fromkeys(settings.pretrain_seed(seed) for seed in settings.seeds):
         for arm in settings.arms:
             if arm.pretrain is not None:
                 run = _pretraining(settings, arm, seed)
+                if settings.pretrained_checkpoint == "best" and not value_of(run.config, "dataset", "valid_csv"):
+                    mistakes.append(
+                        f"[compare] pretrained_checkpoint = best: {arm.pretrain} has no [dataset] valid_csv, so there "
+                        "is no best one"
+                    )
                 # arms that differ in their fine-tuning alone share a pretraining
                 pretrainings[arm.name, seed] = by_content.setdefault(run.fingerprint, run)
-    finetunings, mistakes = [], []
+    finetunings: dict[str, Run] = {}
     for seed in settings.seeds:
         for wanted in settings.labels:
             for arm in settings.arms:
                 pretraining = pretrainings.get((arm.name, settings.pretrain_seed(seed)))
                 try:
-                    finetunings.append(_finetuning(settings, arm, wanted, seed, pretraining))
+                    run = _finetuning(settings, arm, wanted, seed, pretraining)
                 except ConfigError as error:
                     mistakes += error.mistakes
+                else:
+                    finetunings[run.name] = run  # `all` may be a number that is there too
     if mistakes:
         raise ConfigError(mistakes)
-    return [*by_content.values(), *finetunings]
+    return [*by_content.values(), *finetunings.values()]
 
 
 def _pretraining(settings: Settings, arm: Arm, seed: int) -> Run:

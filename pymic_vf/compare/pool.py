@@ -18,6 +18,7 @@ from pymic_vf.compare.job import DONE, ELSEWHERE, LOG, MODEL, PRELOAD, main_of_p
 from pymic_vf.compare.plan import Run, write_run
 from pymic_vf.compare.progress import LiveLine, duration, is_done, iteration, time_left
 from pymic_vf.compare.settings import Settings
+from pymic_vf.errors import UserError
 
 TICK = 2  # seconds between two looks at the logs
 GRACE = 60  # seconds that a stopped run has to write its checkpoint
@@ -47,7 +48,9 @@ class Pool:
         self.failed: dict[str, str] = {}  # the reason by the run's name
         self.line = LiveLine()
         self._running: list[_Job] = []
-        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        if "forkserver" not in multiprocessing.get_all_start_methods():
+            raise UserError("pymic_vf compare needs a system that can fork: Linux or macOS, or WSL on Windows")
+        threads = max(1, _cores() // jobs)
         # read when torch is imported, which the server below does once for all jobs
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._context = multiprocessing.get_context("forkserver")
@@ -128,6 +131,8 @@ class Pool:
 
     def _stop(self) -> None:
         """End the jobs that are still there, with their commands: they go on from their checkpoints another time."""
+        if self._running:
+            self.line.say(f"stopping {len(self._running)} runs, which write their checkpoints first")
         for job in self._running:
             _signal(job.process, signal.SIGTERM)
         end = time.monotonic() + GRACE
@@ -146,6 +151,11 @@ def remove_checkpoints(runs: Sequence[Run], settings: Settings) -> None:
         if all(other.name in done for other in runs if other.pretraining is run):
             for checkpoint in (settings.out / run.name / MODEL).glob("*.pt"):
                 checkpoint.unlink()
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _signal(process: BaseProcess, number: int) -> None:

@@ -221,7 +221,7 @@ def _tables(material: _Material) -> list[Block]:
                 if not scores.empty:
                     cells = [_mean(material.of(metric, each, labels, arm), metric) for each in material.classes]
                     rows.append([arm, *cells, str(scores["case"].nunique()), str(scores["seed"].nunique())])
-            caption = f"{metric.title} with {labels} labelled scans"
+            caption = f"{metric.title}, labelled scans: {labels}"
             blocks.append(Table(["arm", *material.classes, "n", "seeds"], rows, caption))
     blocks.append(
         Text(
@@ -249,7 +249,7 @@ def _pictures(material: _Material, main: str) -> list[Block]:
         name = f"cases_{labels}.png"
         scores = material.of(metric, main, labels)
         draw_cases(_in_units(scores, metric), material.looks, metric.title, material.folder / name)
-        blocks.append(Picture(name, f"Each test case with {labels} labelled scans, {metric.title}, {main}"))
+        blocks.append(Picture(name, f"Each test case, {metric.title}, {main}; labelled scans: {labels}"))
     for kind, labels in [(PRETRAINING, None), *((FINETUNING, number) for number in material.labels)]:
         curves: dict[str, list[pd.DataFrame]] = {}
         for run in material.runs:
@@ -257,7 +257,7 @@ def _pictures(material: _Material, main: str) -> list[Block]:
                 curves.setdefault(run.arm, []).append(learning_curve(material.settings.out / run.name))
         for value in ("loss", "dice"):
             name = f"curves_{kind}{f'_{labels}' if labels else ''}_{value}.png"
-            title = "Pretraining" if labels is None else f"Fine-tuning on {labels} labelled scans"
+            title = "Pretraining" if labels is None else f"Fine-tuning, labelled scans: {labels}"
             if curves and draw_curves(curves, material.looks, value, title, material.folder / name):
                 note = "; the losses of different methods are not to be compared" if kind == PRETRAINING else ""
                 blocks.append(Picture(name, f"{title}: {value} while training; thin lines are seeds{note}"))
