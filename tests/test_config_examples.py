@@ -47,7 +47,7 @@ def test_there_are_the_promised_ones():
     names = {str(path.relative_to(EXAMPLES)) for path in CONFIGS}
     assert {"pretrain_vf.cfg", "pretrain_mim.cfg", "finetune.cfg", "evaluation.cfg"} <= names
     assert {f"{task}/{name}.cfg" for task in ("quickstart", "left_atrium", "head_neck")
-            for name in ("pretrain_vf", "finetune", "scratch", "evaluation")} <= names  # fmt: skip
+            for name in ("pretrain_vf", "finetune", "evaluation")} <= names  # fmt: skip
 
 
 def test_the_papers_settings():

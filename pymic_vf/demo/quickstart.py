@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +17,9 @@ from pymic_vf.demo.phantom import DEFAULT_COUNTS, write_phantoms
 from pymic_vf.demo.pictures import draw_overlays
 from pymic_vf.errors import UserError
 
-RUNS = {"scratch": "from scratch", "finetune": "pretrained"}
-METRICS = {"dice": "Dice", "assd": "ASSD (mm)"}
+ARMS = {"scratch": "from scratch", "pretrained": "pretrained"}  # of the quickstart's compare.cfg
+METRICS = {"dice": ("Dice (%)", 100, 1), "assd": ("ASSD (mm)", 1, 2)}  # title, unit, digits
+ORGANS = ("liver", "kidneys", "aorta")
 
 
 def run_demo(out: Path, configs: Path | None = None, counts: Mapping[str, int] = DEFAULT_COUNTS) -> None:
@@ -36,32 +36,22 @@ def run_demo(out: Path, configs: Path | None = None, counts: Mapping[str, int] =
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: name a new one with --out")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "logs").mkdir()
     for cfg in sorted((configs or example_configs("quickstart")).glob("*.cfg")):
         shutil.copy(cfg, out)
     start = time.monotonic()
     print("phantoms: CT-like volumes, most of them without labels", flush=True)
     write_phantoms(out / "data", counts)
-    # two commands at a time, each on its share of the processor
-    with ThreadPoolExecutor(2) as pool:
-        scratch = pool.submit(_train_and_test, out, "scratch")
-        _run(out, "pretrain", "Volume Fusion pretraining, no labels", "pymic_train", "pretrain_vf.cfg")
-        preview = "preview", "a fused sample", "pymic_vf", "preview", "pretrain_vf.cfg", "--out", "fused_sample.png"
-        drawn = pool.submit(_run, out, *preview)
-        _train_and_test(out, "finetune")
-        scratch.result(), drawn.result()
-    _run(out, "evaluation", "evaluation", "pymic_eval_seg", "--cfg", "evaluation.cfg")
-    print(f"\n{_scores(out)}\n", flush=True)
-    _draw_segmentations(out)
-    print(f"{out / 'fused_sample.png'}: a fused sample, what the pretraining has to take apart")
-    print(f"{out / 'segmentations.png'}: both runs beside the truth")
+    print("a fused sample, what the pretraining has to take apart", flush=True)
+    _run(out, "preview", "pretrain_vf.cfg", "--out", "fused_sample.png")
+    print("pretraining, fine-tuning and test, with three seeds, two runs at a time:", flush=True)
+    _run(out, "compare", "compare.cfg", "--jobs", str(min(2, os.cpu_count() or 1)))
+    scores = pd.read_csv(out / "result" / "scores.csv")
+    print(f"\n{_table(scores)}\n", flush=True)
+    _draw_segmentations(out, int(scores["labels"].iloc[0]))
+    print(f"{out / 'fused_sample.png'}: a fused sample")
+    print(f"{out / 'segmentations.png'}: both arms of the first seed beside the truth")
+    print(f"{out / 'result' / 'report.html'}: the report, with intervals and what may be concluded")
     print(f"the whole demo took {time.monotonic() - start:.0f} s; its configs, logs and results are in {out}")
-
-
-def _train_and_test(out: Path, name: str) -> None:
-    """One of `RUNS`: its training, and the segmentation of the test scans."""
-    _run(out, f"train_{name}", f"training on few labels, {RUNS[name]}", "pymic_train", f"{name}.cfg")
-    _run(out, f"test_{name}", f"segmentation, {RUNS[name]}", "pymic_test", f"{name}.cfg")
 
 
 def example_configs(folder: str) -> Path:
@@ -73,48 +63,37 @@ def example_configs(folder: str) -> Path:
     raise UserError(f"the example configs of {folder} are not installed: install the package again")
 
 
-def _run(out: Path, name: str, text: str, command: str, *arguments: str) -> None:
-    """Run a command in `out`, its output in a log; the command beside this Python, wherever PATH points."""
-    start = time.monotonic()
-    executable = shutil.which(command, path=str(Path(sys.executable).parent)) or command
-    log, threads = out / "logs" / f"{name}.txt", str(max(1, (os.cpu_count() or 2) // 2))
-    with log.open("w") as stream:
-        done = subprocess.run(
-            [executable, *arguments], cwd=out, stdout=stream, stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": threads, **os.environ},
-        )  # fmt: skip
-    print(f"{text}: {command} {' '.join(arguments)} ({time.monotonic() - start:.0f} s)", flush=True)
+def _run(out: Path, *arguments: str) -> None:
+    """Run a command of ours in `out`; the one beside this Python, wherever PATH points."""
+    executable = shutil.which("pymic_vf", path=str(Path(sys.executable).parent)) or "pymic_vf"
+    done = subprocess.run([executable, *arguments], cwd=out)
     if done.returncode:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise UserError(
-            f"{command} {' '.join(arguments)} ended with status {done.returncode}; the end of {log}:\n{tail}"
-        )
+        raise UserError(f"pymic_vf {' '.join(arguments)} ended with status {done.returncode}, see above")
 
 
-def _scores(out: Path) -> str:
-    """The table of both runs from what pymic_eval_seg wrote: mean and standard deviation over the test volumes."""
-    lines = []
-    for metric, title in METRICS.items():
-        for run, text in RUNS.items():
-            scores = pd.read_csv(out / "result" / run / f"eval_{metric}.csv").set_index("image")
-            scale, digits = (100, 1) if metric == "dice" else (1, 2)
-            cells = [
-                f"{scale * scores.loc['mean', organ]:.{digits}f} ± {scale * scores.loc['std', organ]:.{digits}f}"
-                for organ in scores.columns
-            ]
-            if not lines:
-                lines.append("".join(f"{cell:>16}" for cell in ["", "", *scores.columns]))
-            unit = f"{title} (%)" if metric == "dice" else title
-            lines.append("".join(f"{cell:>16}" for cell in [unit, text, *cells]))
-    return "\n".join(lines)
+def _table(scores: pd.DataFrame) -> str:
+    """Both arms: the mean over the test volumes and seeds, and in brackets those of the worst and the best seed."""
+    rows = [["", "", *ORGANS, "mean"]]
+    for metric, (title, unit, digits) in METRICS.items():
+        for arm, text in ARMS.items():
+            these = scores[(scores["metric"] == metric) & (scores["arm"] == arm)]
+            by_seed = unit * these.pivot_table("value", "seed", "class")[list(ORGANS)]
+            by_seed["mean"] = by_seed.mean(axis=1)
+            cells = (
+                f"{each.mean():.{digits}f} ({each.min():.{digits}f}-{each.max():.{digits}f})"
+                for _, each in by_seed.items()
+            )
+            rows.append([title, text, *cells])
+    return "\n".join("".join(f"{cell:>19}" for cell in row) for row in rows)
 
 
-def _draw_segmentations(out: Path) -> None:
+def _draw_segmentations(out: Path, labels: int) -> None:
     pairs = pd.read_csv(out / "data" / "evaluation.csv")
     truth_name, image_name = pairs.iloc[0, 0], pairs.iloc[0, 1]
     scan = read_scan([out / "data" / "volumes" / image_name])
     truth = read_scan([out / "data" / "volumes" / truth_name]).voxels[0]
-    results = {text: read_scan([out / "result" / run / image_name]).voxels[0] for run, text in RUNS.items()}
-    scores = pd.read_csv(out / "result" / "scratch" / "eval_dice.csv")
-    names = [name for name in scores.columns if name not in ("image", "average")]
-    draw_overlays(scan.voxels[0], truth, results, names, out / "segmentations.png", scan.spacing)
+    results = {}
+    for arm, text in ARMS.items():
+        folder = out / "result" / "finetuning" / arm / f"labels_{labels}" / "seed_1" / "segmentations"
+        results[text] = read_scan([folder / image_name]).voxels[0]
+    draw_overlays(scan.voxels[0], truth, results, ORGANS, out / "segmentations.png", scan.spacing)
