@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     keys = command("keys", _keys, "the config keys of a pretraining method or a network, or of the inference")
     keys.add_argument("name", nargs="?", choices=KEY_TABLES, metavar="NAME", help=f"one of {', '.join(KEY_TABLES)}")
-    keys.add_argument("--markdown", action="store_true", help="as the tables of the README")
+    keys.add_argument("--markdown", action="store_true", help="as the tables of the documentation")
     for name in ("train", "test"):  # listed for the help alone, see main
         commands.add_parser(name, help=f"PyMIC's pymic_{name}, with its arguments")
     return parser

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from typing import Any
 from pymic_vf.methods import METHODS
 
 log = logging.getLogger(__name__)
+VERBOSE = "PYMIC_VF_VERBOSE"  # an environment variable: what PyMIC's commands print is left as it is
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ REPAIRS = (
     Repair("pymic.io.image_read_write", "rotate_nifty_volume_to_LPS", "pymic_vf.host.whole_outputs:write_images_whole"),
     Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.whole_outputs:write_texts_whole"),
     Repair("pymic.util.evaluation_seg", "main", "pymic_vf.host.whole_outputs:write_texts_whole"),
+    Repair("pymic.net_run.train", "parse_config", "print_config_once"),
+    Repair("pymic.net_run.predict", "parse_config", "print_config_once"),
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")
@@ -142,6 +146,7 @@ def register() -> None:
     for module in dict.fromkeys((*hosts, *USERS, *ours)):
         when_imported(module)(_apply_what_is_ready)
     when_imported("pymic.net_run.agent_abstract")(_apply_before_agents_are_made)
+    when_imported("pymic")(_silence_timm)
 
 
 def autoload() -> None:
@@ -163,6 +168,12 @@ def _apply_what_is_ready(_imported: ModuleType | None = None) -> None:
             row.apply(host)
         except Exception as error:
             warnings.warn(f"pymic_vf: {row} failed and is left out: {error!r}", stacklevel=2)
+
+
+def _silence_timm(_pymic: ModuleType) -> None:
+    """PyMIC imports timm's layers by their former name, which timm answers by a warning that no user can act on."""
+    if not os.environ.get(VERBOSE):
+        warnings.filterwarnings("ignore", "Importing from timm.models.layers is deprecated", FutureWarning)
 
 
 def _apply_before_agents_are_made(host: ModuleType) -> None:

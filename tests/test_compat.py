@@ -13,6 +13,8 @@ import pymic_vf
 from pymic_vf.errors import UserError
 from pymic_vf.host import compat
 
+from conftest import finetuning, write_cfg
+
 pymic_vf.register()
 
 
@@ -109,3 +111,12 @@ def test_other_networks_and_errors_are_left_alone(net_type, error):
     with pytest.raises(type(error)) as raised:
         compat._memory_explained(LacksMemory.run, learns=True)(LacksMemory(error, net_type=net_type))
     assert raised.value is error
+
+
+def test_commands_print_the_config_once(run, scans, tmp_path):
+    cfg = write_cfg(tmp_path / "one.cfg", finetuning(scans, tmp_path, training={"loss_type": "NoSuchLoss"}))
+    plain = run("pymic_train", cfg, status=1)
+    verbose = run("pymic_train", cfg, status=1, env={"PYMIC_VF_VERBOSE": "1"})
+    assert plain.stdout.count("NoSuchLoss") == verbose.stdout.count("NoSuchLoss") - 1 >= 1
+    assert "FutureWarning" not in plain.stderr
+    assert "FutureWarning" in verbose.stderr

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import builtins
 import configparser
+import contextlib
 import functools
+import io
 import logging
 import os
 import re
@@ -26,6 +28,7 @@ from pymic_vf.files import open_whole
 from pymic_vf.host import checkpoint
 from pymic_vf.host.processes import is_other_rank
 from pymic_vf.host.whole_outputs import DISK_ERRORS
+from pymic_vf.plugin import VERBOSE
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +181,22 @@ def show_user_errors_plainly(_host: ModuleType) -> None:
 
     excepthook.shows_user_errors = True
     sys.excepthook = excepthook
+
+
+def print_config_once(host: ModuleType) -> None:
+    """PyMIC's commands print every key as they parse it, ``pymic_test`` the whole config besides, and then log it: the
+    log is enough. ``PYMIC_VF_VERBOSE=1`` leaves it as it was."""
+    if os.environ.get(VERBOSE):
+        return
+    stock: Callable = host.parse_config
+
+    @functools.wraps(stock)
+    def parse_config(args: Any) -> dict[str, Any]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return stock(args)
+
+    host.parse_config = parse_config
+    host.print = lambda *what, **options: None if isinstance(what[0], dict) else builtins.print(*what, **options)
 
 
 # PyMIC's commands read sections, keys and names of methods before any agent is there to check them

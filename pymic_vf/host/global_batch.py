@@ -10,6 +10,7 @@ import inspect
 import warnings
 
 import pymic.loss.seg.dice
+import pymic.net_run.agent_seg
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ def distribute(net: nn.Module, device: torch.device) -> DistributedDataParallel:
     Names and values in the state dict of `net` stay as they are. Every process starts with the weights of rank zero.
     """
     pymic.loss.seg.dice.get_classwise_dice = global_dice
+    pymic.net_run.agent_seg.get_classwise_dice = global_dice  # what is logged while training
     if any(isinstance(module, _DropoutNd) and module.p > 0 for module in net.modules()):
         torch.manual_seed(torch.initial_seed() + dist.get_rank())  # or all would drop the same
     # said of the weights of point-wise convolutions, whose copy costs nothing
