@@ -14,6 +14,7 @@ from typing import Any
 
 from pymic_vf.errors import did_you_mean
 
+LARGEST = 2**63 - 1
 NEAR = 0.8  # similarity from which an unknown key is taken for a misspelt one; PyMIC's own keys stay below 0.76
 
 
@@ -37,13 +38,16 @@ class Kind:
 
 
 def whole(least: int, most: int | None = None) -> Kind:
-    """A whole number in [least, most]."""
+    """A whole number in [least, most]; without `most` as large as torch counts."""
     limits = f"of at least {least}" + ("" if most is None else f" and at most {most}")
 
     def fits(value: Any) -> bool:
-        return _is_int(value) and value >= least and (most is None or value <= most)
+        return _is_int(value) and least <= value <= (LARGEST if most is None else most)
 
-    return Kind(f"a whole number {limits}", fits, f"whole numbers {limits}")
+    def hint(value: Any) -> str:
+        return f" and below {LARGEST}" if _is_int(value) and value > LARGEST else ""
+
+    return Kind(f"a whole number {limits}", fits, f"whole numbers {limits}", hint=hint)
 
 
 def number(least: float = float("-inf"), most: float = float("inf"), below: bool = False) -> Kind:

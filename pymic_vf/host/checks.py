@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from pymic_vf.host.known_keys import flat_network, log_other_methods, unread_key
 from pymic_vf.host.processes import process_count
 from pymic_vf.host.testing_checks import check_testing
 from pymic_vf.host.training_checks import (
+    check_batch,
     check_batches_of_windows,
     check_classes,
     check_further_training,
@@ -135,6 +136,7 @@ def check_pretraining(config: Config, processes: int = 1) -> PretrainingPlan:
     if values["train_batch_size"] and values["train_batch_size"] % processes:
         dataset.wrong("train_batch_size", f"must be a multiple of the {processes} processes, which share each batch")
     _check_network(network, method, values["modal_num"])
+    check_batch(dataset)
     check_channels(dataset, (*values["volume_transform"], *plan.train.names, *plan.valid.names), network)
     Section(config["self_supervised_learning"], "self_supervised_learning", mistakes).read(METHOD_KEYS)
     _check_task(dataset, method.task)
@@ -370,8 +372,11 @@ def _check_supervised_data(dataset: Section, network: Section, stages: Sequence[
     """The keys of [dataset] that PyMIC's own reader takes, and what the network must be given."""
     rows = [key for key in OTHER_DATASET_KEYS if key.name.startswith(tuple(f"{stage}_" for stage in stages))]
     rows = [key for key in rows if not key.name.endswith(("_csv", "_dir", "_transform"))]
-    dataset.read((*rows, BY_NAME["tensor_type"], BY_NAME["num_worker"], BY_NAME["modal_num"], BY_NAME["patch_size"],
-                  BY_NAME["allow_missing_modal"], BY_NAME["supervise_type"]))  # fmt: skip
+    own = ("num_worker", "modal_num", "tensor_type", "patch_size", "allow_missing_modal", "supervise_type")
+    rows += [BY_NAME[name] for name in own[2:]]
+    # PyMIC's reader and loader fail on None, which a pretraining takes for no value
+    rows += [replace(BY_NAME[name], none_is_absent=False) for name in own[:2]]
+    dataset.read(rows)
     listed = [dataset.get(f"{stage}_transform") for stage in stages]
     listed = [names if isinstance(names, (list, tuple)) else [] for names in listed]
     check_channels(dataset, [name for names in listed for name in names], network)

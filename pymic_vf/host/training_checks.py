@@ -12,6 +12,7 @@ from pymic_vf.host.checkpoint import find_checkpoint
 from pymic_vf.host.config_keys import LOSS_KEYS, OTHER_TRAINING_KEYS
 from pymic_vf.keys import Section
 
+MOST_SAMPLES = 4096  # of a batch
 OUTPUTS = 4  # of PCTNet, for deep supervision
 MOST_CHANNELS, MOST_CLASSES = 4096, 256  # PyMIC writes segmentations as bytes
 
@@ -22,6 +23,13 @@ def check_classes(network: Section) -> None:
         value = network.get(key)
         if isinstance(value, int) and value > most:
             network.wrong(key, f"must be at most {most}")
+
+
+def check_batch(dataset: Section) -> None:
+    """Note a batch that no memory holds."""
+    batch = dataset.get("train_batch_size")
+    if isinstance(batch, int) and batch > MOST_SAMPLES:
+        dataset.wrong("train_batch_size", f"must be at most {MOST_SAMPLES}")
 
 
 def check_batches_of_windows(dataset: Section, testing: Section, stages: Iterable[str]) -> None:
