@@ -96,11 +96,11 @@ def path(what: str) -> Kind:
 
     def hint(value: Any) -> str:
         if isinstance(value, str):
-            return " (a line that begins with a space goes on with the value of the line before)"
+            return " (a comment needs a line of its own; a line that begins with a space goes on with the one before)"
         # PyMIC takes the name 2018 for a number
         return f" (./{value} where that is its name)" if _is_number(value) else ""
 
-    return Kind(f"the name of {what}", lambda value: isinstance(value, str) and _is_one_line(value), what, hint=hint)
+    return Kind(f"the name of {what}", lambda value: isinstance(value, str) and _is_name_alone(value), what, hint=hint)
 
 
 def text() -> Kind:
@@ -109,7 +109,7 @@ def text() -> Kind:
     def hint(value: Any) -> str:
         return "" if isinstance(value, str) else " (PyMIC reads this one as something else)"
 
-    return Kind("a name", lambda value: isinstance(value, str) and _is_one_line(value), "names", hint=hint)
+    return Kind("a name", lambda value: isinstance(value, str) and _is_name_alone(value), "names", hint=hint)
 
 
 def none() -> Kind:
@@ -160,8 +160,9 @@ def anything() -> Kind:
     return Kind("a value", lambda _value: True)
 
 
-def _is_one_line(value: str) -> bool:
-    return not any(character in value for character in "\n\r\0")
+def _is_name_alone(value: str) -> bool:
+    """Whether a value is a name alone, without the next line or a comment, which configparser would leave in it."""
+    return not any(part in value for part in ("\n", "\r", "\0", " #", " ;", "\t#"))
 
 
 def _is_number(value: Any) -> bool:

@@ -186,7 +186,7 @@ def warnings_of_stock(config: Config) -> list[str]:
     network, testing, dataset = (config.get(name, {}) for name in ("network", "testing", "dataset"))
     opted = any(key.name in network for key in EXECUTION_KEYS) or testing.get(INFERER.name) == "fast"
     opted = opted or any(name in dataset for name in ("cache_dir", "crop_min_foreground"))
-    if not opted or method_name_of(config) or network.get("net_type") == "PCTNet":
+    if not opted or method_name_of(config) or network_of(network) is not None:
         return []
     found, _of_network = unread_keys(config, TransformDict)
     problem = flat_network(network)

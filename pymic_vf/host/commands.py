@@ -16,6 +16,7 @@ from typing import Any
 
 from pymic_vf.errors import ConfigError, did_you_mean
 from pymic_vf.host.config_file import read_configs_plainly
+from pymic_vf.networks import NETWORKS, network_of
 
 log = logging.getLogger(__name__)
 TRAIN, TEST = "train", "test"
@@ -178,7 +179,7 @@ def _overridden(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
     from pymic_vf.host.checks import method_name_of
 
     key, network = "LabelToProbability_class_num", config.get("network", {})
-    if network.get("net_type") != "PCTNet" and not method_name_of(config):
+    if network_of(network) is None and not method_name_of(config):
         return []
     given, wanted = config.get("dataset", {}).get(key.lower(), network.get("class_num")), network.get("class_num")
     if given == wanted and not isinstance(given, bool):
@@ -207,8 +208,10 @@ def _likely_choices(config: Config) -> None:
     if dataset.get("supervise_type", "fully_sup") not in SUPERVISE_TYPES:
         dataset["supervise_type"] = "self_sup" if "self_supervised_learning" in config else "fully_sup"
     net_type = network.get("net_type")
-    if not isinstance(net_type, (str, list)) or "PCTNet" in did_you_mean(net_type, ["PCTNet"]):
-        network["net_type"] = "PCTNet"
+    is_name = isinstance(net_type, (str, list))
+    for name in NETWORKS if is_name else ["PCTNet"]:
+        if not is_name or name in did_you_mean(net_type, NETWORKS):
+            network["net_type"] = name
     method = config.get("self_supervised_learning", {}).get("method_name")
     if isinstance(method, str):
         likely = [name for name in METHODS if name in did_you_mean(method, METHODS)]
