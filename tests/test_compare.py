@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,7 +21,7 @@ from filelock import FileLock
 
 from pymic_vf.compare.checks import check_runs
 from pymic_vf.compare.config_text import read_text, value_of
-from pymic_vf.compare.job import DONE, FAILED, LOG, RESULT, finished, read_scores, run_job, versions
+from pymic_vf.compare.job import DONE, FAILED, LOG, RESULT, finished, read_scores, run_job, versions, without_absent
 from pymic_vf.compare.plan import FINETUNING, PRETRAINING, make_runs, read_json, write_json, write_run
 from pymic_vf.compare.pool import Pool, remove_checkpoints
 from pymic_vf.compare.progress import LiveLine, duration, iteration, time_left
@@ -242,6 +243,18 @@ def test_a_job_does_what_is_left_and_only_once(folder: Path):
     assert scores["scan_5.nii.gz", "dice"] == csv["scan_5.nii.gz"] < 1
     log = (place / LOG).read_text()
     assert run_job(place) == DONE and (place / LOG).read_text() == log
+
+
+def test_a_class_that_nobody_drew_may_be_left_out(folder: Path):
+    empty = np.zeros((18, 36, 40), np.uint8)
+    write_volume(Path("volumes/scan_6_lab.nii.gz"), empty)
+    _settings, run, place = segmented(folder)
+    assert run_job(place) == DONE
+    assert {score["case"] for score in read_json(place / RESULT)["scores"]} == {"scan_5.nii.gz", "scan_6.nii.gz"}
+    left = make_runs(dataclasses.replace(read_settings(Path("compare.cfg")), absent="left_out"))
+    assert by_name(left)[run.name].fingerprint != run.fingerprint
+    scores = without_absent(read_scores(place), place)
+    assert {score["case"] for score in scores} == {"scan_5.nii.gz"} and len(scores) == 2
 
 
 def test_other_settings_begin_anew_and_put_aside(folder: Path):

@@ -22,6 +22,7 @@ def test_wheel_is_complete(run, tmp_path: Path):
     modules = {str(file.relative_to(PROJECT)) for file in (PROJECT / "pymic_vf").rglob("*.py")}
     configs = {f"pymic_vf/{file.relative_to(PROJECT)}" for file in (PROJECT / "config_examples").rglob("*.cfg")}
     assert modules | configs <= names
+    assert "pymic_vf/compare/templates/report.html" in names
     assert not [name for name in names if not name.startswith("pymic_vf")]
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "[torch.backends]\npymic_vf = pymic_vf.plugin:autoload" in wheel.read(entry_points).decode()

@@ -24,10 +24,14 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
+from pymic.util.parse_config import parse_value_from_string
 
+from pymic_vf.compare.config_text import read_text
 from pymic_vf.compare.plan import MODEL, PRETRAINING, SEGMENTATIONS, read_json, write_json
+from pymic_vf.data.scan import read_scan
 
 MAIN = {
     "pymic_train": "pymic.net_run.train",
@@ -168,7 +172,8 @@ class _Job:
         """What is to be known of the run: the weights' hash of a pretraining, the scores of a fine-tuning."""
         if self.spec["kind"] == PRETRAINING:
             return {"weights": _hash_of_weights(self.folder / MODEL)}
-        return {"scores": read_scores(self.folder)}
+        scores = read_scores(self.folder)
+        return {"scores": without_absent(scores, self.folder) if self.spec["leaves_out"] else scores}
 
     def _result(self, state: Mapping[str, Any], starts_from: str | None, outcome: Mapping[str, Any]) -> dict[str, Any]:
         spec = self.spec
@@ -237,6 +242,21 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
     if not scores:
         raise ValueError(f"no eval_*.csv in {folder / SEGMENTATIONS}")
     return scores
+
+
+def without_absent(scores: Sequence[Mapping[str, Any]], folder: Path) -> list[Mapping[str, Any]]:
+    """The scores of the classes that the truth of their case has.
+
+    Raises:
+        UserError: a truth cannot be read.
+    """
+    config = read_text(folder / "evaluation.cfg")["evaluation"]
+    names = parse_value_from_string(config["class_name_list"])
+    labels = dict(zip(map(str, names), parse_value_from_string(config["label_list"]), strict=True))
+    pairs = pd.read_csv(folder / "evaluation.csv", dtype=str).set_index("segmentation")["ground_truth"]
+    truths = {case: read_scan([Path(config["ground_truth_folder"]) / file]).voxels for case, file in pairs.items()}
+    present = {case: set(np.unique(voxels).tolist()) for case, voxels in truths.items()}
+    return [score for score in scores if labels[score["class"]] in present[score["case"]]]
 
 
 def versions() -> dict[str, str]:

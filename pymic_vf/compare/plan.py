@@ -46,6 +46,7 @@ class Run:
         rows: the lines of its own train.csv; None where the config's is used.
         pretraining: the run from whose weights it starts; None for none.
         evaluation: the config of pymic_eval_seg; empty for a pretraining.
+        leaves_out: whether classes that the truth lacks are not scored.
         pairs: the label file, the segmentation and the image of each test scan; pymic_eval_seg reads the first two.
     """
 
@@ -58,6 +59,7 @@ class Run:
     rows: pd.DataFrame | None = None
     pretraining: Run | None = None
     evaluation: ConfigText = field(default_factory=dict)
+    leaves_out: bool = False
     pairs: pd.DataFrame | None = None
     fingerprint: str = ""
 
@@ -131,6 +133,7 @@ def _finetuning(settings: Settings, arm: Arm, wanted: int | str, seed: int, pret
     }
     run = Run(name, FINETUNING, arm.name, seed, _resuming(changed(base, own)), len(rows), rows, pretraining)
     run.evaluation, run.pairs = _evaluation(settings, run, folder)
+    run.leaves_out = settings.absent == "left_out"
     run.fingerprint = _fingerprint(run, _content(arm.weights) if arm.weights else "")
     return run
 
@@ -236,6 +239,8 @@ def _fingerprint(run: Run, weights: str) -> str:
         if (name := value_of(run.config, "dataset", key)) and not (run.kind == PRETRAINING and key == "test_csv")
     }
     content["evaluation"] = {k: v for k, v in run.evaluation.get("evaluation", {}).items() if k.endswith("_list")}
+    if run.leaves_out:
+        content["absent"] = "left_out"
     content["starts from"] = run.pretraining.fingerprint if run.pretraining else weights
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -268,6 +273,7 @@ def write_run(run: Run, out: Path) -> Path:
             "arm": run.arm,
             "seed": run.seed,
             "labels": run.labels,
+            "leaves_out": run.leaves_out,
             "fingerprint": run.fingerprint,
             "pretraining": None if run.pretraining is None else str((out / run.pretraining.name).absolute()),
             "iterations": value_of(run.config, "training", "iter_max"),

@@ -228,6 +228,7 @@ def _tables(material: _Material) -> list[Block]:
             "Mean ± standard deviation over the n test cases, each with its mean over the seeds; for one seed these "
             "are the figures of pymic_eval_seg, which counts a structure that one of truth and segmentation lacks as "
             "ASSD 20 mm, and clips ASSD there and HD95 at 50 mm."
+            + (" Classes that a truth lacks are left out." if material.settings.absent == "left_out" else "")
         )
     )
     return blocks

@@ -49,6 +49,8 @@ COMPARE_KEYS = (
     Key("pretrained_checkpoint", one_of("last", "best"), "of a pretraining; best needs its valid_csv", "last"),
     Key("metrics", names(), f"of {', '.join(METRICS)}, as pymic_eval_seg computes them", ("dice", "assd")),
     Key("class_names", names(), "of the labels 1, 2, ...; by default the numbers", ()),
+    Key("absent", one_of("scored", "left_out"), "a class that the truth of a test scan lacks: scored as pymic_eval_seg "
+        "does it, or left out, for scans in which not everything was drawn", "scored"),
     Key("keep_checkpoints", flag(), "False: a run's checkpoints go as soon as no run needs them", True),
 )  # fmt: skip
 ARM_KEYS = (
@@ -112,6 +114,7 @@ class Settings:
     pretrained_checkpoint: str
     metrics: tuple[str, ...]
     class_names: tuple[str, ...]
+    absent: str
     keep_checkpoints: bool
     slurm: Mapping[str, Any]
 
