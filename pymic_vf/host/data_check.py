@@ -255,9 +255,7 @@ class DataCheck:
             return
         share = float(np.mean(np.array(shares) > MUCH_AIR))
         text = f"{stage}: {share:.1%} of {len(shares)} drawn crops are over {MUCH_AIR:.0%} air"
-        hint = (
-            "; volume_transform = [CropHumanRegion, ...] or a threshold keeps to the body" if share > AIR_SHARE else ""
-        )
+        hint = "; [dataset] crop_min_foreground draws others" if share > AIR_SHARE else ""
         self._line(WARN if share > AIR_SHARE else PASS, text + hint)
 
     def _classes_lines(self, stage: str, good: Sequence[VolumeFacts]) -> None:
