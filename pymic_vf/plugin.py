@@ -118,7 +118,7 @@ REPAIRS = (
     Repair("pymic.net_run.train", "wrtie_config", "let_rank_zero_log"),
     Repair("pymic.io.image_read_write", "rotate_nifty_volume_to_LPS", "pymic_vf.host.whole_outputs:write_images_whole"),
     Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.whole_outputs:write_texts_whole"),
-    Repair("pymic.util.evaluation_seg", "main", "pymic_vf.host.whole_outputs:write_texts_whole"),
+    Repair("pymic.util.evaluation_seg", "csv", "pymic_vf.host.whole_outputs:write_texts_whole"),  # half made, as above
     Repair("pymic.net_run.train", "parse_config", "print_config_once"),
     Repair("pymic.net_run.predict", "parse_config", "print_config_once"),
 )
