@@ -135,7 +135,7 @@ REPAIRS = (
     Repair("pymic.net_run.predict", "wrtie_config", "pymic_vf.host.commands:check_before_testing"),
     Repair("pymic.io.image_read_write", "rotate_nifty_volume_to_LPS", "pymic_vf.host.whole_outputs:write_images_whole"),
     Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.whole_outputs:write_texts_whole"),
-    Repair("pymic.util.evaluation_seg", "main", "pymic_vf.host.whole_outputs:write_texts_whole"),
+    Repair("pymic.util.evaluation_seg", "csv", "pymic_vf.host.whole_outputs:write_texts_whole"),  # half made, as above
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")
