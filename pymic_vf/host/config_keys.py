@@ -215,5 +215,6 @@ def key_tables(name: str) -> dict[str, tuple[Key, ...]]:
         f"[dataset] of {name}": method_class(name).keys,
         "[dataset] of every method": SAMPLE_KEYS,
         "[dataset] of PyMIC, as a pretraining reads it": DATASET_KEYS,
-        "[training] of PyMIC": TRAINING_KEYS,
+        "[training] of interrupted runs": RUN_KEYS,
+        "[training] of PyMIC": tuple(key for key in TRAINING_KEYS if key not in RUN_KEYS),
     }
