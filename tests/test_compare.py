@@ -62,8 +62,8 @@ def folder(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.chdir(tmp_path)
     here = Path()
     write_cfg(here / "pretrain.cfg", pretraining(here, here))
-    lists = {"train_csv": "train.csv", "test_csv": "test.csv"}
-    write_cfg(here / "finetune.cfg", finetuning(here, here, dataset=lists))
+    changes = {"train_csv": "train.csv", "test_csv": "test.csv", "train_batch_size": 1}
+    write_cfg(here / "finetune.cfg", finetuning(here, here, dataset=changes))
     Path("compare.cfg").write_text(COMPARE)
     return tmp_path
 

@@ -212,8 +212,8 @@ def _command(command: Sequence[str], log: Path, job: _Job) -> None:
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
     finally:
-        # Workers of loaders wait for work for ever, and do not heed a first SIGTERM. A command ends them at its exit;
-        # a forked process has none and would wait for them.
+        # A command ends the workers of its loaders in exit handlers, which a forked process does not run: it would wait
+        # for them for ever.
         for worker in multiprocessing.active_children():
             worker.kill()
 

@@ -67,10 +67,8 @@ def forecast(runs: Iterable[Run], out: Path, running: Mapping[str, float]) -> Fo
         elif run.name in running:
             done = iteration(out / run.name)
             last = float(value_of(run.config, "training", "iter_max", "0") or 0)
-            state = read_json(out / run.name / STATE) or {"seconds": {}}
             if done and last:
-                spent = running[run.name] + sum(state["seconds"].values())
-                started.setdefault(key, []).append(spent * max(1, last / done))
+                started.setdefault(key, []).append(_spent(run, out, running) * max(1, last / done))
     return Forecast({key: statistics.mean(values) for key, values in {**started, **ended}.items()})
 
 
@@ -98,8 +96,14 @@ def time_left(
         seconds = expected.of(run)
         if seconds is None:
             return None
-        total += max(0.0, seconds - running.get(run.name, 0.0))
+        total += max(0.0, seconds - _spent(run, out, running))
     return total / max(1, min(jobs, len(left)))
+
+
+def _spent(run: Run, out: Path, running: Mapping[str, float]) -> float:
+    """The seconds that a run has had: of this job, or by its state, which counts earlier ones and is a minute old."""
+    state = read_json(out / run.name / STATE) or {"seconds": {}}
+    return max(running.get(run.name, 0.0), sum(state["seconds"].values()))
 
 
 def duration(seconds: float) -> str:
