@@ -116,7 +116,10 @@ def test_other_networks_and_errors_are_left_alone(net_type, error):
 
 
 def test_commands_print_the_config_once(run, scans, tmp_path):
-    cfg = write_cfg(tmp_path / "one.cfg", finetuning(scans, tmp_path, training={"loss_type": "NoSuchLoss"}))
+    cfg = write_cfg(
+        tmp_path / "one.cfg",
+        finetuning(scans, tmp_path, network={"net_type": "UNet", "dimension": 3}, training={"loss_type": "NoSuchLoss"}),
+    )
     plain = run("pymic_train", cfg, status=1)
     verbose = run("pymic_train", cfg, status=1, env={"PYMIC_VF_VERBOSE": "1"})
     assert plain.stdout.count("NoSuchLoss") == verbose.stdout.count("NoSuchLoss") - 1 >= 1

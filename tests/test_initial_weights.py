@@ -40,6 +40,7 @@ def test_heads_of_another_class_num_start_anew_and_pymic_is_quiet(scans: Path, t
     caplog.set_level(logging.INFO)
     (tmp_path / "finetune").mkdir()
     donor = agent(scans, tmp_path, {**network, "class_num": 5}).net
+    torch.save(donor.state_dict(), tmp_path / "finetune" / "donor.pt")
     taker = agent(scans, tmp_path, network, training={"ckpt_init_name": "donor.pt"})
     before = {name: weight.clone() for name, weight in taker.net.state_dict().items()}
     taker.load_pretrained_weights(taker.net, donor.state_dict(), [0])

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 
 from pymic_vf.demo import pictures
 from pymic_vf.demo.pictures import ORGAN_COLOURS, dice_per_class, draw_overlays, draw_sample
+from pymic_vf.errors import UserError
 from pymic_vf.methods.method import Panel
 from pymic_vf.methods.volume_fusion import VolumeFusion
 
@@ -143,7 +144,7 @@ def test_a_crash_leaves_the_old_picture(fusion, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", half_written)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="x.png cannot be written .disk full."):
         draw_sample(fusion[0], NAMES, path, "Volume Fusion")
     assert path.read_bytes() == b"the old one"
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]

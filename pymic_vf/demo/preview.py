@@ -16,6 +16,7 @@ from pymic_vf.demo.pictures import draw_sample
 from pymic_vf.errors import UserError
 from pymic_vf.host import checkpoint
 from pymic_vf.host.agents import Pretraining, pretraining_agent
+from pymic_vf.host.weight_report import compare_weights
 from pymic_vf.methods.method import SEGMENTATION, Panel
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def _network(agent: Pretraining, loaded: checkpoint.Checkpoint) -> nn.Module:
     """
     agent.create_network()
     weights = loaded["model_state_dict"]
-    report = checkpoint.compare_weights(weights, agent.net.state_dict())
+    report = compare_weights(weights, agent.net.state_dict())
     if report.mis_shaped or report.missing:
         raise UserError(
             f"{loaded.path}: its weights are not of the network of this config: {len(report.mis_shaped)} have another "

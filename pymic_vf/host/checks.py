@@ -58,7 +58,6 @@ log = logging.getLogger(__name__)
 IMAGE_AXES = 3  # of the images of our networks
 IMAGE_SIZE = list_of(whole(1), IMAGE_AXES)
 ONE_HOT = "LabelToProbability"
-TWO_D_BY_DEFAULT = ("UNet", "UNet_ScSE", "UNetpp")
 Config = Mapping[str, Mapping[str, Any]]
 
 
@@ -471,10 +470,6 @@ def _check_network(network: Section, method: Method, modalities: int) -> Any:
     net_type, in_chns = values["net_type"], values["in_chns"] or modalities
     if isinstance(net_type, str) and net_type not in SegNetDict:
         network.mistakes.append(f"[network] there is no net_type {net_type}{did_you_mean(net_type, SegNetDict)}")
-    if net_type in TWO_D_BY_DEFAULT and "dimension" not in network:
-        network.missing(
-            "dimension", f"3; without it PyMIC's {net_type} is a 2D network, slice by slice (2 if you mean it)"
-        )
     outputs = method.class_names(in_chns)
     if values["class_num"] not in (None, len(outputs)):
         network.wrong("class_num", f"must be {len(outputs)} for {method.title} ({', '.join(outputs)})")

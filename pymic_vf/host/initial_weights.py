@@ -117,6 +117,9 @@ def _load_all(net: nn.Module, load: Callable, weights: Mapping[str, Tensor], *ar
 
 def _tell(report: WeightReport, net: nn.Module, training: Mapping[str, Any]) -> None:
     title = f"Weights of {training.get('ckpt_init_name')} for {type(net).__name__}"
+    if training.get("ckpt_init_mode") and not (report.mis_shaped or report.missing or report.unused):
+        log.info("%s: all %d loaded", title, len(report.loaded))  # a resumed run, whose folder is as it was
+        return
     level = logging.INFO if not (report.mis_shaped or report.missing) else logging.WARNING
     log.log(level, report.table(f"{title} (every name: {FILE} in ckpt_dir):"))
     if not is_other_rank():

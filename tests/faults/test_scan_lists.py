@@ -144,6 +144,7 @@ def test_supervised_nii_beside_a_nii_gz(tmp_path: Path, caplog: pytest.LogCaptur
     from pymic_vf.host.checks import check_supervised
 
     config = supervised(tmp_path, "a.nii.gz")
+    config["dataset"]["train_batch_size"] = 1
     for name in ("a.nii.gz", "a.nii"):
         write_volume(tmp_path / "volumes" / name, np.ones((4, 4, 4), np.int16))
     check_supervised(config, "train")
