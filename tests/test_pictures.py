@@ -144,7 +144,7 @@ def test_a_crash_leaves_the_old_picture(fusion, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", half_written)
-    with pytest.raises(UserError, match="x.png cannot be written .disk full."):
+    with pytest.raises(UserError, match=r"x\.png cannot be written \(disk full\)"):
         draw_sample(fusion[0], NAMES, path, "Volume Fusion")
     assert path.read_bytes() == b"the old one"
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]

@@ -84,7 +84,7 @@ def _table(scores: pd.DataFrame) -> str:
                 for _, each in by_seed.items()
             )
             rows.append([title, text, *cells])
-    return "\n".join("".join(f"{cell:>19}" for cell in row) for row in rows)
+    return "\n".join("".join(f"{cell:>21}" for cell in row) for row in rows)
 
 
 def _draw_segmentations(out: Path, labels: int) -> None:

@@ -144,7 +144,8 @@ def flat_network(network: Mapping[str, Any]) -> str:
     name = network.get("net_type")
     if name not in FLAT_BY_DEFAULT or network.get("dimension") is not None:
         return ""
-    return f"[network] dimension is missing: 3; without it PyMIC's {name} is a 2D network, slice by slice (2 if you mean it)"
+    what = f"3; without it PyMIC's {name} is a 2D network, slice by slice (2 if you mean it)"
+    return f"[network] dimension is missing: {what}"
 
 
 def log_other_methods(config: Config, method: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,8 +63,11 @@ def stop_again_and_again(name: str, scans: Path, tmp_path: Path, steps: int) -> 
         assert "Traceback" not in text
         wait_until_gone(process.pid)
         ends.append(process.exitcode)
-        if process.exitcode == 0:
+        if process.exitcode == 0 and 75 in ends:
             break
+        if process.exitcode == 0:  # the machine was busy when the time was taken: anew, with earlier signals
+            shutil.rmtree(folders[1])
+            longest /= 4
     assert 75 in ends, ends
     process = start(config, tmp_path / "stopped")
     process.join(120)
