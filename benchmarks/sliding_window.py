@@ -23,7 +23,7 @@ from pymic.net_run.infer_func import Inferer
 from torch.nn import functional as F
 
 from pymic_vf.host.inference import SlidingWindowInferer
-from pymic_vf.host.inference_settings import DEFAULT_BATCH, InferenceSettings
+from pymic_vf.host.settings.inference_settings import DEFAULT_BATCH, InferenceSettings
 from pymic_vf.networks.pct_net import PCTNet
 
 VOLUME, WINDOW, STRIDE = (88, 140, 183), (32, 64, 64), (16, 32, 32)

@@ -156,7 +156,7 @@ def read_pretraining(cfg: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: it is for something else.
     """
-    from pymic_vf.host.checks import method_name_of
+    from pymic_vf.host.settings.checks import method_name_of
 
     config = read_config(cfg)
     if method_name_of(config) is None:
@@ -201,7 +201,7 @@ def _preview(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from pymic_vf.host.run_check import check_run
+    from pymic_vf.host.survey.run_check import check_run
 
     return check_run(options.cfg, parse_file(options.cfg), options.quick, options.jobs)
 
@@ -210,7 +210,7 @@ def _prepare(options: argparse.Namespace) -> None:
     from pymic_vf.data.prepare import prepare
     from pymic_vf.host.agents import SegmentationAgent, pretraining_agent
     from pymic_vf.host.cached_sets import cached_sets, is_asked
-    from pymic_vf.host.checks import is_supervised
+    from pymic_vf.host.settings.checks import is_supervised
 
     config = read_config(options.cfg)
     if is_supervised(config):
@@ -230,8 +230,8 @@ def _prepare(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     import json
 
-    from pymic_vf.host.inspection import as_text, inspect_file
-    from pymic_vf.host.model_card import export
+    from pymic_vf.host.weights.inspection import as_text, inspect_file
+    from pymic_vf.host.weights.model_card import export
 
     if options.json:
         logging.getLogger().setLevel(logging.WARNING)  # its output is read by programs
@@ -251,8 +251,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _export_nnunet(options: argparse.Namespace) -> None:
-    from pymic_vf.host.checks import is_supervised
     from pymic_vf.host.nnunet_export import export_nnunet
+    from pymic_vf.host.settings.checks import is_supervised
 
     config = read_config(options.cfg)
     if not is_supervised(config):
@@ -265,7 +265,7 @@ def _export_nnunet(options: argparse.Namespace) -> None:
 
 
 def _keys(options: argparse.Namespace) -> None:
-    from pymic_vf.host.config_keys import key_tables
+    from pymic_vf.host.settings.config_keys import key_tables
     from pymic_vf.keys import markdown_table, text_table
 
     table = markdown_table if options.markdown else text_table

@@ -62,14 +62,15 @@ class Repair:
 
     module: str
     attribute: str
-    function: str  # of :mod:`pymic_vf.host.compat`, or "module:function" of the room that it belongs to
+    function: str  # of :mod:`pymic_vf.host.compat`, or "room.module:function" of another room of pymic_vf.host
 
     def is_ready(self, host: ModuleType) -> bool:
         """Whether the module has what is to be mended."""
         return hasattr(host, self.attribute)
 
     def apply(self, host: ModuleType) -> None:
-        _load(self.function if ":" in self.function else f"pymic_vf.host.compat:{self.function}")(host)
+        room, _, function = self.function.rpartition(":")
+        _load(f"pymic_vf.host.{room or 'compat'}:{function}")(host)
 
 
 REGISTRATIONS = (
@@ -94,48 +95,45 @@ AGENTS = (
     ("pymic.net_run.self_sup.self_vox2vec", "SelfSupVox2Vec"),
     ("pymic.net_run.noisy_label.nll_clslsr", "get_confidence_map"),
 )
+SEGMENTATION = AGENTS[0]
 REPAIRS = (
     *(Repair(*agent, "use_available_device") for agent in AGENTS),
     *(Repair(*agent, "save_checkpoints_whole") for agent in AGENTS),
     *(Repair(*agent, "load_checkpoints_safely") for agent in AGENTS),
     Repair("pymic.util.model_operate", "get_average_model", "load_weights_alone"),
     Repair("pymic.net.transformer.swinunet", "SwinUNet", "load_weights_alone"),
-    *(Repair(*agent, "pymic_vf.host.whole_outputs:survive_lost_events") for agent in AGENTS),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "let_rank_zero_write"),
+    *(Repair(*agent, "runs.whole_outputs:survive_lost_events") for agent in AGENTS),
+    Repair(*SEGMENTATION, "let_rank_zero_write"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "allow_no_validation_set"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "allow_no_validation_of_reconstructions"),
     Repair("pymic.net_run.agent_abstract", "NetRunAgent", "explain_missing_checkpoint"),
-    Repair(
-        "pymic.net_run.agent_abstract", "NetRunAgent", "pymic_vf.host.resumed_optimizer:explain_unfitting_optimizer"
-    ),
-    *(Repair(*agent, "pymic_vf.host.initial_weights:report_loaded_weights") for agent in (AGENTS[0], AGENTS[2])),
-    *(Repair(*agent, "pymic_vf.host.initial_weights:explain_unfitting_weights") for agent in (AGENTS[0], AGENTS[2])),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.cached_finetuning:offer_cached_finetuning"),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "check_configs_of_our_network"),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "offer_fast_inference"),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "run_networks_as_asked"),
-    Repair(
-        "pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.training_steps:save_and_load_what_resuming_needs"
-    ),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "pymic_vf.host.training_steps:watch_supervised_training"),
-    Repair("pymic.net_run.agent_seg", "SegmentationAgent", "explain_lack_of_memory"),
+    Repair("pymic.net_run.agent_abstract", "NetRunAgent", "weights.resumed_optimizer:explain_unfitting_optimizer"),
+    *(Repair(*agent, "weights.initial_weights:report_loaded_weights") for agent in (AGENTS[0], AGENTS[2])),
+    *(Repair(*agent, "weights.initial_weights:explain_unfitting_weights") for agent in (AGENTS[0], AGENTS[2])),
+    Repair(*SEGMENTATION, "cached_finetuning:offer_cached_finetuning"),
+    Repair(*SEGMENTATION, "check_configs_of_our_network"),
+    Repair(*SEGMENTATION, "offer_fast_inference"),
+    Repair(*SEGMENTATION, "run_networks_as_asked"),
+    Repair(*SEGMENTATION, "runs.training_steps:save_and_load_what_resuming_needs"),
+    Repair(*SEGMENTATION, "runs.training_steps:watch_supervised_training"),
+    Repair(*SEGMENTATION, "explain_lack_of_memory"),
     Repair("pymic.net_run.agent_rec", "ReconstructionAgent", "explain_lack_of_memory"),
     Repair("pymic.net.transformer.unetr", "UNETR", "build_unetr_with_todays_monai"),
     Repair("pymic.util.parse_config", "parse_value_from_string", "parse_every_float"),
     # the commands are half made when torch, which they import, calls us
     Repair("pymic.net_run.train", "sys", "show_user_errors_plainly"),
     Repair("pymic.net_run.predict", "sys", "show_user_errors_plainly"),
-    Repair("pymic.net_run.train", "wrtie_config", "pymic_vf.host.whole_outputs:explain_disk_at_start"),
-    Repair("pymic.net_run.predict", "wrtie_config", "pymic_vf.host.whole_outputs:explain_disk_at_start"),
+    Repair("pymic.net_run.train", "wrtie_config", "runs.whole_outputs:explain_disk_at_start"),
+    Repair("pymic.net_run.predict", "wrtie_config", "runs.whole_outputs:explain_disk_at_start"),
     Repair("pymic.net_run.train", "wrtie_config", "let_rank_zero_log"),
     Repair("pymic.net_run.train", "parse_config", "print_config_once"),
     Repair("pymic.net_run.predict", "parse_config", "print_config_once"),
-    Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.config_file:read_configs_plainly"),
-    Repair("pymic.net_run.train", "wrtie_config", "pymic_vf.host.commands:check_before_training"),
-    Repair("pymic.net_run.predict", "wrtie_config", "pymic_vf.host.commands:check_before_testing"),
-    Repair("pymic.io.image_read_write", "rotate_nifty_volume_to_LPS", "pymic_vf.host.whole_outputs:write_images_whole"),
-    Repair("pymic.util.parse_config", "logging_config", "pymic_vf.host.whole_outputs:write_texts_whole"),
-    Repair("pymic.util.evaluation_seg", "csv", "pymic_vf.host.whole_outputs:write_texts_whole"),  # half made, as above
+    Repair("pymic.util.parse_config", "logging_config", "settings.config_file:read_configs_plainly"),
+    Repair("pymic.net_run.train", "wrtie_config", "settings.commands:check_before_training"),
+    Repair("pymic.net_run.predict", "wrtie_config", "settings.commands:check_before_testing"),
+    Repair("pymic.io.image_read_write", "rotate_nifty_volume_to_LPS", "runs.whole_outputs:write_images_whole"),
+    Repair("pymic.util.parse_config", "logging_config", "runs.whole_outputs:write_texts_whole"),
+    Repair("pymic.util.evaluation_seg", "csv", "runs.whole_outputs:write_texts_whole"),  # half made, as above
 )
 # Hooked only because they use the registries, which they may have imported half made.
 USERS = ("pymic.net_run.train", "pymic.net_run.predict", "pymic.net_run.preprocess", "pymic.net_run.agent_preprocess")

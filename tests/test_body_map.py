@@ -166,7 +166,7 @@ def test_same_with_cache_and_workers(folder: Path, tmp_path: Path, threshold: fl
     ],
 )
 def test_mistakes(scans: Path, tmp_path: Path, keys: dict, message: str):
-    from pymic_vf.host.checks import check_pretraining
+    from pymic_vf.host.settings.checks import check_pretraining
 
     with pytest.raises(ConfigError, match=message):
         check_pretraining(parsed(tmp_path / "x.cfg", pretraining(scans, tmp_path, dataset=keys)))

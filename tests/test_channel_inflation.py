@@ -5,8 +5,8 @@ import torch
 from pymic.net.net3d.unet3d import UNet3D
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.host.channel_inflation import inflate
-from pymic_vf.host.initial_weights import select_weights
+from pymic_vf.host.weights.channel_inflation import inflate
+from pymic_vf.host.weights.initial_weights import select_weights
 from pymic_vf.networks.pct_net import PCTNet
 
 from conftest import NETWORK

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pymic_vf.errors import UserError
-from pymic_vf.host import checkpoint
-from pymic_vf.host.checkpoint_file import allow_numpy_scalars
+from pymic_vf.host.weights import checkpoint
+from pymic_vf.host.weights.checkpoint_file import allow_numpy_scalars
 
 
 def test_numpy_scalars_load_and_other_types_do_not(tmp_path: Path):
@@ -108,7 +108,8 @@ def test_kill_while_saving_leaves_the_old_checkpoint(tmp_path: Path):
     checkpoint.save_whole({"model_state_dict": {"w": torch.ones(3)}}, path)
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import torch; from test_checkpoint import KillsItsPickler; from pymic_vf.host.checkpoint import save_whole\n"
+        "import torch; from test_checkpoint import KillsItsPickler\n"
+        "from pymic_vf.host.weights.checkpoint import save_whole\n"
         f"save_whole([torch.zeros(10), KillsItsPickler()], {str(path)!r})"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pymic_vf.errors import UserError
-from pymic_vf.host.checkpoint_file import CHECKSUM, METADATA, checksum, read_file
+from pymic_vf.host.weights.checkpoint_file import CHECKSUM, METADATA, checksum, read_file
 
 WEIGHTS = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3), "h": torch.ones(2).bfloat16()}
 

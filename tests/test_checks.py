@@ -12,7 +12,13 @@ import pytest
 import pymic_vf
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host.agents import pretraining_agent
-from pymic_vf.host.checks import check_network, check_pretraining, check_supervised, is_supervised, method_name_of
+from pymic_vf.host.settings.checks import (
+    check_network,
+    check_pretraining,
+    check_supervised,
+    is_supervised,
+    method_name_of,
+)
 
 from conftest import finetuning, make_scan, parsed, pretraining, write_volume
 

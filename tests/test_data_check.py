@@ -12,9 +12,9 @@ import SimpleITK as sitk
 
 import pymic_vf
 from pymic_vf.cli import main, read_config
-from pymic_vf.host.checks import check_pretraining, method_name_of
-from pymic_vf.host.data_check import DataCheck
-from pymic_vf.host.findings import FAIL, PASS, WARN, Findings
+from pymic_vf.host.settings.checks import check_pretraining, method_name_of
+from pymic_vf.host.survey.data_check import DataCheck
+from pymic_vf.host.survey.findings import FAIL, PASS, WARN, Findings
 
 from conftest import finetuning, make_scan, pretraining, write_cfg, write_volume
 

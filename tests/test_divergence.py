@@ -14,9 +14,9 @@ from torch import nn
 
 import pymic_vf
 from pymic_vf.errors import UserError
-from pymic_vf.host.divergence import StepGuard, is_finite
 from pymic_vf.host.processes import Processes
-from pymic_vf.host.run_state import WatchedLoader
+from pymic_vf.host.runs.divergence import StepGuard, is_finite
+from pymic_vf.host.runs.run_state import WatchedLoader
 
 from conftest import finetuning, merged, pretraining
 

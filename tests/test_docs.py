@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_tables_of_keys():
-    from pymic_vf.host.config_keys import key_tables
+    from pymic_vf.host.settings.config_keys import key_tables
     from pymic_vf.keys import markdown_table
 
     tables = {title: keys for name in KEY_TABLES for title, keys in key_tables(name).items()}

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pymic_vf.errors import ConfigError
 from pymic_vf.host.inference import SlidingWindowInferer, inferer_for
-from pymic_vf.host.inference_settings import InferenceSettings
+from pymic_vf.host.settings.inference_settings import InferenceSettings
 
 CLASSES = 3
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pymic_vf.host.inference_settings import INFERENCE_KEYS, InferenceSettings, parse_inference
+from pymic_vf.host.settings.inference_settings import INFERENCE_KEYS, InferenceSettings, parse_inference
 from pymic_vf.keys import markdown_table
 
 FAST = {"sliding_window_inferer": "fast", "sliding_window_enable": True,

@@ -13,7 +13,7 @@ from torch import nn
 
 import pymic_vf
 from pymic_vf.errors import UserError
-from pymic_vf.host.initial_weights import select_weights
+from pymic_vf.host.weights.initial_weights import select_weights
 from pymic_vf.networks.pct_net import PCTNet
 
 from conftest import NETWORK, finetuning, parsed

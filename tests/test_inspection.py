@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pymic_vf.cli import main
-from pymic_vf.host.inspection import as_text, inspect_file, pct_net_of
+from pymic_vf.host.weights.inspection import as_text, inspect_file, pct_net_of
 from pymic_vf.networks.pct_net import PCTNet
 
 from conftest import NETWORK

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from test_inspection import PROVENANCE, squeezed, write
 
 from pymic_vf.cli import main
-from pymic_vf.host.checkpoint import load
+from pymic_vf.host.weights.checkpoint import load
 from pymic_vf.networks.pct_net import PCTNet
 
 from conftest import NETWORK

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from pymic_vf.host.pickle_cost import is_too_costly
+from pymic_vf.host.weights.pickle_cost import is_too_costly
 
 
 def nested(depth: int) -> tuple:

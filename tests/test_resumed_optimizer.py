@@ -12,7 +12,7 @@ from torch import nn
 
 import pymic_vf
 from pymic_vf.errors import UserError
-from pymic_vf.host.checkpoint import Checkpoint
+from pymic_vf.host.weights.checkpoint import Checkpoint
 
 pymic_vf.register()
 

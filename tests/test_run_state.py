@@ -8,7 +8,7 @@ import torch
 from pymic import TaskType
 from torch.utils.data import DataLoader, Dataset
 
-from pymic_vf.host.run_state import (
+from pymic_vf.host.runs.run_state import (
     WatchedLoader,
     data_fingerprint,
     plain,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pymic_vf.errors import UserError
-from pymic_vf.host.state_dicts import count_parameters, non_finite, with_weights, without_outer_name
+from pymic_vf.host.weights.state_dicts import count_parameters, non_finite, with_weights, without_outer_name
 
 W = torch.ones(2, 3)
 

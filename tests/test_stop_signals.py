@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from pymic_vf.data.workers import set_up_worker_of
-from pymic_vf.host.stop_signals import Stopped, StopSignals
+from pymic_vf.host.runs.stop_signals import Stopped, StopSignals
 
 
 def send(number: int) -> None:

@@ -17,7 +17,7 @@ from pymic.net_run.agent_seg import SegmentationAgent
 import pymic_vf
 from pymic_vf.errors import UserError
 from pymic_vf.host.agents import pretraining_agent
-from pymic_vf.host.training_steps import mean_scalars
+from pymic_vf.host.runs.training_steps import mean_scalars
 
 from conftest import NETWORK, finetuning, merged, parsed, pretraining
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pymic_vf.errors import UserError
-from pymic_vf.host.weight_report import FILE, MOST_LINES, Misfit, WeightReport, compare_weights
+from pymic_vf.host.weights.weight_report import FILE, MOST_LINES, Misfit, WeightReport, compare_weights
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:

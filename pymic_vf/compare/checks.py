@@ -17,8 +17,8 @@ from pymic_vf.compare.config_text import ConfigText, changed, value_of, write_te
 from pymic_vf.compare.plan import FINETUNING, PRETRAINING, Run
 from pymic_vf.data.scan_list import check_files, read_table
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.checks import is_supervised
-from pymic_vf.host.commands import TEST, TRAIN, find_mistakes
+from pymic_vf.host.settings.checks import is_supervised
+from pymic_vf.host.settings.commands import TEST, TRAIN, find_mistakes
 
 GZIP_TRAILER = 8  # bytes at the end of a .gz: checksum and size of what it holds
 BLOCK = 2**20

@@ -12,7 +12,7 @@ from pymic.util.parse_config import parse_value_from_string
 
 from pymic_vf.compare.config_text import read_text
 from pymic_vf.errors import ConfigError, did_you_mean
-from pymic_vf.host.config_keys import LARGEST_SEED
+from pymic_vf.host.settings.config_keys import LARGEST_SEED
 from pymic_vf.keys import Key, Kind, Section, flag, list_of, names, one_of, path, whole
 
 ALL = "all"

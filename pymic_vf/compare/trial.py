@@ -13,7 +13,7 @@ from pymic_vf.cli import read_config
 from pymic_vf.compare.checks import write_stand_in
 from pymic_vf.compare.config_text import changed
 from pymic_vf.compare.plan import Run
-from pymic_vf.host.checks import is_supervised, method_name_of
+from pymic_vf.host.settings.checks import is_supervised, method_name_of
 
 # what differs between runs that take equally long
 OF_ONE_RUN = (("training", "ckpt_dir"), ("training", "ckpt_init_name"), ("training", "ckpt_init_mode"),
@@ -38,7 +38,7 @@ def time_trainings(runs: Sequence[Run]) -> dict[tuple[str, str], float]:
 
 
 def _seconds_of(run: Run) -> float | None:
-    from pymic_vf.host.forecast import CACHED_SECONDS, try_a_batch
+    from pymic_vf.host.survey.forecast import CACHED_SECONDS, try_a_batch
 
     with tempfile.TemporaryDirectory() as folder, _quietly():
         config = read_config(write_stand_in(run, Path(folder)))

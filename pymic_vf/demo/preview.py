@@ -14,9 +14,9 @@ from torch import nn
 from pymic_vf.data.samples import Samples
 from pymic_vf.demo.pictures import draw_sample
 from pymic_vf.errors import UserError
-from pymic_vf.host import checkpoint
 from pymic_vf.host.agents import Pretraining, pretraining_agent
-from pymic_vf.host.weight_report import compare_weights
+from pymic_vf.host.weights import checkpoint
+from pymic_vf.host.weights.weight_report import compare_weights
 from pymic_vf.methods.method import SEGMENTATION, Panel
 
 log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from pymic_vf.data.volume_reader import VolumeReader, WholeVolumeReader
 from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.data.workers import killed_workers_explained
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.checks import ONE_HOT, TransformNames, check_pretraining, make_transform
 from pymic_vf.host.global_batch import distribute, synchronise_batch_norm
 from pymic_vf.host.processes import Processes
-from pymic_vf.host.stop_signals import StopSignals
-from pymic_vf.host.training_steps import TrainingRun
+from pymic_vf.host.runs.stop_signals import StopSignals
+from pymic_vf.host.runs.training_steps import TrainingRun
+from pymic_vf.host.settings.checks import ONE_HOT, TransformNames, check_pretraining, make_transform
 from pymic_vf.methods import method_class
 from pymic_vf.methods.method import SEGMENTATION
 

@@ -37,7 +37,7 @@ def _with_cache(stock: Callable, kind: type) -> Callable:
             stock(agent)
             return
         from pymic_vf.host import cached_sets  # needs PyMIC's registries, complete by now
-        from pymic_vf.host.checks import is_supervised
+        from pymic_vf.host.settings.checks import is_supervised
 
         # PyMIC's agents of other kinds of learning derive from this one
         is_served = type(agent) is kind and is_supervised(agent.config) and agent.train_set is agent.valid_set is None

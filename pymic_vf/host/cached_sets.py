@@ -28,10 +28,10 @@ from pymic_vf.data.scan_check import check_before_training
 from pymic_vf.data.scan_list import ScanList, read_table
 from pymic_vf.data.seeds import TRAIN, VALID
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host import checks
 from pymic_vf.host.agents import try_first_sample
 from pymic_vf.host.cached_finetuning import several_processes
-from pymic_vf.host.config_keys import BY_NAME
+from pymic_vf.host.settings import checks
+from pymic_vf.host.settings.config_keys import BY_NAME
 from pymic_vf.keys import Section
 
 log = logging.getLogger(__name__)

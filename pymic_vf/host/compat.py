@@ -27,10 +27,10 @@ import torch
 
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.files import open_whole
-from pymic_vf.host import checkpoint
-from pymic_vf.host.checkpoint_file import allow_numpy_scalars
 from pymic_vf.host.processes import is_other_rank
-from pymic_vf.host.whole_outputs import DISK_ERRORS
+from pymic_vf.host.runs.whole_outputs import DISK_ERRORS
+from pymic_vf.host.weights import checkpoint
+from pymic_vf.host.weights.checkpoint_file import allow_numpy_scalars
 from pymic_vf.plugin import VERBOSE
 
 log = logging.getLogger(__name__)
@@ -278,7 +278,10 @@ def check_configs_of_our_network(host: ModuleType) -> None:
 
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
-        from pymic_vf.host.checks import check_supervised, is_supervised  # needs PyMIC's registries, complete by now
+        from pymic_vf.host.settings.checks import (  # needs PyMIC's registries, complete by now
+            check_supervised,
+            is_supervised,
+        )
         from pymic_vf.networks import network_of
 
         own_data = agent.train_set is not None or agent.test_set is not None

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.host.inference_settings import InferenceSettings, parse_inference
+from pymic_vf.host.settings.inference_settings import InferenceSettings, parse_inference
 
 log = logging.getLogger(__name__)
 

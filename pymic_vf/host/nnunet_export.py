@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pymic_vf.data.scan_list import check_files, read_table
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.config_keys import BY_NAME
+from pymic_vf.host.settings.config_keys import BY_NAME
 from pymic_vf.keys import Key, Section, path, whole
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 from pymic.transform.abstract_transform import AbstractTransform
 
 from pymic_vf.errors import ConfigError
-from pymic_vf.host.config_keys import BY_NAME
+from pymic_vf.host.settings.config_keys import BY_NAME
 from pymic_vf.keys import Section
 from pymic_vf.methods.volume_fusion import VolumeFusion
 

@@ -37,8 +37,8 @@ import pymic_vf
 from pymic_vf.cli import main
 from pymic_vf.errors import UserError
 from pymic_vf.host.agents import pretraining_agent
-from pymic_vf.host.checkpoint import load, save_whole
-from pymic_vf.host.checkpoint_file import allow_numpy_scalars
+from pymic_vf.host.weights.checkpoint import load, save_whole
+from pymic_vf.host.weights.checkpoint_file import allow_numpy_scalars
 
 from conftest import finetuning, parsed, pretraining, write_cfg
 
@@ -200,7 +200,7 @@ def safetensors(header: bytes, data: bytes = b"") -> bytes:
 
 
 def safetensors_flipped() -> bytes:
-    from pymic_vf.host.checkpoint_file import CHECKSUM, checksum
+    from pymic_vf.host.weights.checkpoint_file import CHECKSUM, checksum
 
     named = {"w": torch.arange(100.0)}
     save_file(named, "good.safetensors", metadata={CHECKSUM: checksum(named)})

@@ -25,8 +25,9 @@ import pymic_vf
 from pymic_vf.cli import main, parse_file
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host.agents import pretraining_agent
-from pymic_vf.host.commands import TEST, TRAIN, find_mistakes
-from pymic_vf.host.config_keys import (
+from pymic_vf.host.execution import EXECUTION_KEYS
+from pymic_vf.host.settings.commands import TEST, TRAIN, find_mistakes
+from pymic_vf.host.settings.config_keys import (
     DATASET_KEYS,
     NETWORK_KEYS,
     OTHER_DATASET_KEYS,
@@ -36,10 +37,9 @@ from pymic_vf.host.config_keys import (
     TESTING_KEYS,
     TRAINING_KEYS,
 )
-from pymic_vf.host.execution import EXECUTION_KEYS
-from pymic_vf.host.inference_settings import INFERENCE_KEYS
-from pymic_vf.host.known_keys import SECTIONS, known_names
-from pymic_vf.host.transform_keys import TRANSFORM_KEYS
+from pymic_vf.host.settings.inference_settings import INFERENCE_KEYS
+from pymic_vf.host.settings.known_keys import SECTIONS, known_names
+from pymic_vf.host.settings.transform_keys import TRANSFORM_KEYS
 from pymic_vf.keys import Key
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.methods.method import RECONSTRUCTION
@@ -352,7 +352,7 @@ def test_keys_of_others_are_left_alone(scans: Path, folder: Path, caplog: pytest
                                    "dataset": {"iter_sav": 2}})  # fmt: skip
     config = parse_file(write_cfg(folder / "stock.cfg", stock))
     assert find_mistakes(config, [TRAIN], synchronize_config)[1] == []
-    from pymic_vf.host.checks import warnings_of_stock
+    from pymic_vf.host.settings.checks import warnings_of_stock
 
     lines = " ".join(warnings_of_stock(config))
     assert "iter_sav" in lines and "dimension is missing" in lines

@@ -26,7 +26,7 @@ import pymic_vf
 from pymic_vf.demo.phantom import write_phantoms
 from pymic_vf.demo.pictures import draw_overlays
 from pymic_vf.errors import UserError
-from pymic_vf.host import checkpoint
+from pymic_vf.host.weights import checkpoint
 
 from conftest import parsed, write_cfg
 

@@ -122,7 +122,7 @@ def supervised(folder: Path, name: str, **dataset: Any) -> Mapping[str, Any]:
 
 @pytest.mark.parametrize("stage", ["train", "test"])
 def test_formats_of_pymic(tmp_path: Path, stage: str):
-    from pymic_vf.host.checks import check_supervised
+    from pymic_vf.host.settings.checks import check_supervised
 
     config = supervised(tmp_path, "a.nrrd")
     write_volume(tmp_path / "volumes" / "a.nrrd", np.ones((4, 4, 4), np.int16))
@@ -132,7 +132,7 @@ def test_formats_of_pymic(tmp_path: Path, stage: str):
 
 
 def test_supervised_files_that_are_none(tmp_path: Path):
-    from pymic_vf.host.checks import check_supervised
+    from pymic_vf.host.settings.checks import check_supervised
 
     config = supervised(tmp_path, "a.nii.gz")
     os.mkfifo(tmp_path / "volumes" / "a.nii.gz")
@@ -141,7 +141,7 @@ def test_supervised_files_that_are_none(tmp_path: Path):
 
 
 def test_supervised_nii_beside_a_nii_gz(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    from pymic_vf.host.checks import check_supervised
+    from pymic_vf.host.settings.checks import check_supervised
 
     config = supervised(tmp_path, "a.nii.gz")
     config["dataset"]["train_batch_size"] = 1

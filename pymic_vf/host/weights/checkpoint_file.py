@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pymic_vf.errors import UserError
-from pymic_vf.host.pickle_cost import is_too_costly
+from pymic_vf.host.weights.pickle_cost import is_too_costly
 
 LARGEST_PICKLE = 2**25  # bytes; names and places of 400 weights and of their optimizer are 150,000
 LEGACY_PICKLES = 5  # a magic number, a version, the machine, the content, the keys of the storages

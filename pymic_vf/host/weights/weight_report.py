@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
-from pymic_vf.host.channel_inflation import can_be_inflated
+from pymic_vf.host.weights.channel_inflation import can_be_inflated
 
 FILE = "weights_loaded.txt"
 MOST_LINES = 15  # of the table

@@ -15,9 +15,9 @@ from torch import Tensor
 from pymic_vf._version import __version__
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
-from pymic_vf.host.checkpoint_file import CHECKSUM, checksum
-from pymic_vf.host.inspection import PROVENANCE, Report, sha256
-from pymic_vf.host.state_dicts import refuse_non_finite
+from pymic_vf.host.weights.checkpoint_file import CHECKSUM, checksum
+from pymic_vf.host.weights.inspection import PROVENANCE, Report, sha256
+from pymic_vf.host.weights.state_dicts import refuse_non_finite
 
 SUFFIX = ".safetensors"
 PRIVATE = ("_dir", "_csv", "ckpt_", "ckpt_name", "source", "root")  # in the names of keys whose values are paths
@@ -28,7 +28,7 @@ def export(report: Report, weights: Mapping[str, Any], target: Path) -> Path:
     """Write weights and their card.
 
     Args:
-        report: of :func:`pymic_vf.host.inspection.inspect_file`.
+        report: of :func:`pymic_vf.host.weights.inspection.inspect_file`.
         weights: the state dict.
         target: FILE.safetensors; the card is FILE.md.
 

@@ -6,10 +6,10 @@ networks/, how a network is run in execution.py, and the windows of the inferenc
 
 from __future__ import annotations
 
-from pymic_vf.host.channel_inflation import INFLATION_KEY
 from pymic_vf.host.execution import EXECUTION_KEYS
-from pymic_vf.host.inference_settings import INFERENCE_KEYS
-from pymic_vf.host.transform_keys import TRANSFORM_KEYS
+from pymic_vf.host.settings.inference_settings import INFERENCE_KEYS
+from pymic_vf.host.settings.transform_keys import TRANSFORM_KEYS
+from pymic_vf.host.weights.channel_inflation import INFLATION_KEY
 from pymic_vf.keys import (
     Key,
     anything,

@@ -18,8 +18,8 @@ import torch
 
 from pymic_vf.errors import UserError
 from pymic_vf.files import remove_leftovers, whole_file
-from pymic_vf.host import checkpoint
-from pymic_vf.host.run_state import ENTRY, FORMAT
+from pymic_vf.host.runs.run_state import ENTRY, FORMAT
+from pymic_vf.host.weights import checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pymic_vf.errors import UserError
-from pymic_vf.host.checkpoint import find_checkpoint
-from pymic_vf.host.config_keys import LOSS_KEYS, OTHER_TRAINING_KEYS
+from pymic_vf.host.settings.config_keys import LOSS_KEYS, OTHER_TRAINING_KEYS
+from pymic_vf.host.weights.checkpoint import find_checkpoint
 from pymic_vf.keys import Section
 from pymic_vf.networks import network_of
 

@@ -17,8 +17,8 @@ import torch
 
 from pymic_vf.errors import UserError
 from pymic_vf.files import whole_file
-from pymic_vf.host.checkpoint_file import read_file
-from pymic_vf.host.state_dicts import refuse_non_finite, with_weights
+from pymic_vf.host.weights.checkpoint_file import read_file
+from pymic_vf.host.weights.state_dicts import refuse_non_finite, with_weights
 
 LATEST = "latest"
 LONGEST_NOTE = 100  # bytes of a file that names an iteration

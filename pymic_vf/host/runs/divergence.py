@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from pymic_vf.errors import UserError
 from pymic_vf.host.processes import Processes
-from pymic_vf.host.run_state import WatchedLoader
+from pymic_vf.host.runs.run_state import WatchedLoader
 
 log = logging.getLogger(__name__)
 FILE = "bad_steps.csv"

@@ -8,8 +8,8 @@ from typing import Any
 
 from pymic.util.post_process import PostProcessDict
 
-from pymic_vf.host.config_keys import BY_NAME, TESTING_KEYS
-from pymic_vf.host.training_checks import check_folder
+from pymic_vf.host.settings.config_keys import BY_NAME, TESTING_KEYS
+from pymic_vf.host.settings.training_checks import check_folder
 from pymic_vf.keys import Section
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from pymic_vf.errors import ConfigError, did_you_mean
-from pymic_vf.host.config_file import read_configs_plainly
+from pymic_vf.host.settings.config_file import read_configs_plainly
 from pymic_vf.networks import NETWORKS, network_of
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def _check_first(host: ModuleType, stage: str) -> None:
 
 
 def _warnings(config: Config) -> list[str]:
-    from pymic_vf.host.checks import warnings_of_stock
+    from pymic_vf.host.settings.checks import warnings_of_stock
 
     return warnings_of_stock(config)
 
@@ -86,7 +86,7 @@ def find_mistakes(
 
 
 def _mistakes_of_stages(config: Config, stages: Sequence[str], is_next: bool) -> list[str]:
-    from pymic_vf.host.checks import check_config
+    from pymic_vf.host.settings.checks import check_config
 
     mistakes: list[str] = []
     for stage in stages:
@@ -176,7 +176,7 @@ def _choice_mistakes(config: Mapping[str, Mapping[str, Any]], stages: Sequence[s
 
 def _overridden(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What PyMIC replaces without a word in a config of ours: the number of classes of the one-hot label."""
-    from pymic_vf.host.checks import method_name_of
+    from pymic_vf.host.settings.checks import method_name_of
 
     key, network = "LabelToProbability_class_num", config.get("network", {})
     if network_of(network) is None and not method_name_of(config):

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.channel_inflation import INFLATION_KEY, inflate
 from pymic_vf.host.processes import is_other_rank
-from pymic_vf.host.state_dicts import without_outer_name
-from pymic_vf.host.weight_report import FILE, WeightReport, compare_weights, fits
+from pymic_vf.host.weights.channel_inflation import INFLATION_KEY, inflate
+from pymic_vf.host.weights.state_dicts import without_outer_name
+from pymic_vf.host.weights.weight_report import FILE, WeightReport, compare_weights, fits
 from pymic_vf.keys import Section
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pymic_vf.errors import did_you_mean
-from pymic_vf.host.config_keys import (
+from pymic_vf.host.execution import EXECUTION_KEYS
+from pymic_vf.host.settings.config_keys import (
     DATASET_KEYS,
     LOSS_KEYS,
     METHOD_KEYS,
@@ -23,9 +24,8 @@ from pymic_vf.host.config_keys import (
     TESTING_KEYS,
     TRAINING_KEYS,
 )
-from pymic_vf.host.execution import EXECUTION_KEYS
-from pymic_vf.host.inference_settings import INFERENCE_KEYS
-from pymic_vf.host.transform_keys import OTHER_TRANSFORMS, TRANSFORM_KEYS
+from pymic_vf.host.settings.inference_settings import INFERENCE_KEYS
+from pymic_vf.host.settings.transform_keys import OTHER_TRANSFORMS, TRANSFORM_KEYS
 from pymic_vf.keys import Key
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.networks import NETWORKS

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.commands import TRAIN, find_mistakes, stages_of
-from pymic_vf.host.findings import FAIL, PASS, WARN, Findings
+from pymic_vf.host.settings.commands import TRAIN, find_mistakes, stages_of
+from pymic_vf.host.survey.findings import FAIL, PASS, WARN, Findings
 
 Config = dict[str, dict[str, Any]]
 
@@ -45,7 +45,7 @@ def check_run(cfg: Path, parsed: Config, quick: bool, jobs: int) -> int:
 
 def _plan_and_warnings(config: Config, stages: list[str], findings: Findings) -> Any:
     """Check again as an agent would, with the lines that it writes; the plan of a pretraining, or None."""
-    from pymic_vf.host.checks import (
+    from pymic_vf.host.settings.checks import (
         check_network,
         check_pretraining,
         check_supervised,
@@ -68,9 +68,9 @@ def _plan_and_warnings(config: Config, stages: list[str], findings: Findings) ->
 
 
 def _check_data_and_batch(config: Config, plan: Any, findings: Findings, jobs: int) -> None:
-    from pymic_vf.host.checks import is_supervised
-    from pymic_vf.host.data_check import DataCheck
-    from pymic_vf.host.forecast import forecast, try_a_batch
+    from pymic_vf.host.settings.checks import is_supervised
+    from pymic_vf.host.survey.data_check import DataCheck
+    from pymic_vf.host.survey.forecast import forecast, try_a_batch
 
     if plan is None and not is_supervised(config):
         return

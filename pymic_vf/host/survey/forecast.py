@@ -27,8 +27,8 @@ from pymic_vf.data.cache_folder import GIB
 from pymic_vf.data.loader import SampleLoader, SampleNumbers
 from pymic_vf.data.scan_survey import VolumeFacts
 from pymic_vf.host.agents import Pretraining, pretraining_agent
-from pymic_vf.host.checks import method_name_of
-from pymic_vf.host.findings import FAIL, PASS, WARN, Findings
+from pymic_vf.host.settings.checks import method_name_of
+from pymic_vf.host.survey.findings import FAIL, PASS, WARN, Findings
 from pymic_vf.methods.method import SEGMENTATION
 
 LONG_SECONDS = 30  # an iteration that took longer is not run twice

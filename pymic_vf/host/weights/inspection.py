@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pymic_vf.host.checkpoint import Checkpoint, read
-from pymic_vf.host.checkpoint_file import METADATA, allow_numpy_scalars
-from pymic_vf.host.state_dicts import count_parameters, few, non_finite
+from pymic_vf.host.weights.checkpoint import Checkpoint, read
+from pymic_vf.host.weights.checkpoint_file import METADATA, allow_numpy_scalars
+from pymic_vf.host.weights.state_dicts import count_parameters, few, non_finite
 
 PROVENANCE = "pymic_vf"  # the entry of a checkpoint that says what made it
 CHUNK = 2**20

@@ -21,8 +21,9 @@ from pymic.transform.trans_dict import TransformDict
 from pymic_vf.data.scan import can_pymic_read
 from pymic_vf.data.scan_list import ScanList, check_files, read_scan_list, read_table
 from pymic_vf.errors import ConfigError, UserError, did_you_mean
-from pymic_vf.host.channel_inflation import INFLATION_KEY
-from pymic_vf.host.config_keys import (
+from pymic_vf.host.execution import EXECUTION_KEYS, read_execution
+from pymic_vf.host.processes import process_count
+from pymic_vf.host.settings.config_keys import (
     BY_NAME,
     DATASET_KEYS,
     METHOD_KEYS,
@@ -35,19 +36,18 @@ from pymic_vf.host.config_keys import (
     SEED_AND_FOLDER,
     TRAINING_KEYS,
 )
-from pymic_vf.host.execution import EXECUTION_KEYS, read_execution
-from pymic_vf.host.inference_settings import INFERER, parse_inference
-from pymic_vf.host.known_keys import flat_network, log_other_methods, unread_keys
-from pymic_vf.host.processes import process_count
-from pymic_vf.host.testing_checks import check_testing
-from pymic_vf.host.training_checks import (
+from pymic_vf.host.settings.inference_settings import INFERER, parse_inference
+from pymic_vf.host.settings.known_keys import flat_network, log_other_methods, unread_keys
+from pymic_vf.host.settings.testing_checks import check_testing
+from pymic_vf.host.settings.training_checks import (
     check_batch,
     check_batches_of_windows,
     check_classes,
     check_further_training,
     check_makes_one_hot,
 )
-from pymic_vf.host.transform_keys import TRANSFORM_KEYS, check_channels, check_transform
+from pymic_vf.host.settings.transform_keys import TRANSFORM_KEYS, check_channels, check_transform
+from pymic_vf.host.weights.channel_inflation import INFLATION_KEY
 from pymic_vf.keys import Key, Section, list_of, names, path, whole
 from pymic_vf.methods import METHODS, method_class
 from pymic_vf.methods.method import RECONSTRUCTION, SEGMENTATION, Method

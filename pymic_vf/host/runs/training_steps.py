@@ -28,12 +28,10 @@ from tqdm import tqdm
 
 from pymic_vf.data.workers import killed_workers_explained, set_up_worker_of
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host import checkpoint
-from pymic_vf.host.config_keys import RUN_KEYS
-from pymic_vf.host.divergence import FILE, StepGuard, is_finite
 from pymic_vf.host.processes import Processes, is_other_rank
-from pymic_vf.host.resume import CheckpointFolder, Found, mismatch, position, state_of
-from pymic_vf.host.run_state import (
+from pymic_vf.host.runs.divergence import FILE, StepGuard, is_finite
+from pymic_vf.host.runs.resume import CheckpointFolder, Found, mismatch, position, state_of
+from pymic_vf.host.runs.run_state import (
     ENTRY,
     FORMAT,
     WatchedLoader,
@@ -43,7 +41,9 @@ from pymic_vf.host.run_state import (
     restore_schedule,
     schedule_state,
 )
-from pymic_vf.host.stop_signals import SUBMIT_AGAIN, Stopped, StopSignals
+from pymic_vf.host.runs.stop_signals import SUBMIT_AGAIN, Stopped, StopSignals
+from pymic_vf.host.settings.config_keys import RUN_KEYS
+from pymic_vf.host.weights import checkpoint
 from pymic_vf.keys import Section
 
 log = logging.getLogger(__name__)
@@ -452,7 +452,7 @@ def _run(stock: Callable, agent: Any) -> None:
     if not is_watched(agent):
         stock()
         return
-    from pymic_vf.host.checks import check_run  # needs PyMIC's registries, complete by now
+    from pymic_vf.host.settings.checks import check_run  # needs PyMIC's registries, complete by now
 
     if not _is_of_ours(agent):  # which are checked with all other keys
         check_run(agent.config)
@@ -491,7 +491,7 @@ def _validation(stock: Callable, agent: Any) -> Scalars | None:
 
 def is_watched(agent: Any) -> bool:
     """Whether a supervised training is of a network of ours, or has one of the keys that ask for it."""
-    from pymic_vf.host.checks import is_supervised  # needs PyMIC's registries, complete by now
+    from pymic_vf.host.settings.checks import is_supervised  # needs PyMIC's registries, complete by now
 
     if agent.stage != "train" or not is_supervised(agent.config):
         return False

@@ -24,9 +24,9 @@ from pymic_vf.data.scan_survey import (
     spread,
 )
 from pymic_vf.data.volume_transform import VolumeTransform, extremes
-from pymic_vf.host.checks import PretrainingPlan, make_transform
-from pymic_vf.host.findings import FAIL, PASS, WARN, Findings
-from pymic_vf.host.transform_keys import TRANSFORM_KEYS
+from pymic_vf.host.settings.checks import PretrainingPlan, make_transform
+from pymic_vf.host.settings.transform_keys import TRANSFORM_KEYS
+from pymic_vf.host.survey.findings import FAIL, PASS, WARN, Findings
 
 SHOWN = 3
 MOST_BYTES = 2**32  # of a volume that is read for its voxels

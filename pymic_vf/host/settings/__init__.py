@@ -1,0 +1,1 @@
+"""What a config may have, and everything that is wrong with one."""

@@ -1,0 +1,1 @@
+"""Checkpoints and other files of weights: read safely, told of, started from."""
