@@ -209,7 +209,8 @@ def _check(options: argparse.Namespace) -> int:
 def _prepare(options: argparse.Namespace) -> None:
     from pymic_vf.data.prepare import prepare
     from pymic_vf.host.agents import SegmentationAgent, pretraining_agent
-    from pymic_vf.host.cached_sets import cached_sets, is_asked
+    from pymic_vf.host.cached_sets import cached_sets
+    from pymic_vf.host.settings.cache_checks import is_asked
     from pymic_vf.host.settings.checks import is_supervised
 
     config = read_config(options.cfg)

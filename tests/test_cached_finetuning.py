@@ -23,6 +23,7 @@ from pymic_vf.cli import main, read_config
 from pymic_vf.data.loader import one_hot
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host.cached_sets import cached_sets
+from pymic_vf.host.processes import ENVIRONMENT
 
 from conftest import finetuning, parsed, write_cfg, write_volume
 
@@ -197,7 +198,8 @@ def test_prepare_and_check(cases: Path, tmp_path: Path, capsys):
 
 
 def test_all_mistakes_at_once(cases: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ENVIRONMENT:
+        monkeypatch.setenv(name, "2")
     wrong = {
         **FLIP,
         "cache_max_gib": -1,

@@ -31,7 +31,8 @@ from pymic_vf.host.global_batch import distribute, synchronise_batch_norm
 from pymic_vf.host.processes import Processes
 from pymic_vf.host.runs.stop_signals import StopSignals
 from pymic_vf.host.runs.training_steps import TrainingRun
-from pymic_vf.host.settings.checks import ONE_HOT, TransformNames, check_pretraining, make_transform
+from pymic_vf.host.settings.checks import check_pretraining
+from pymic_vf.host.settings.dataset_checks import ONE_HOT, TransformNames, make_transform
 from pymic_vf.methods import method_class
 from pymic_vf.methods.method import SEGMENTATION
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -37,11 +36,12 @@ def _with_cache(stock: Callable, kind: type) -> Callable:
             stock(agent)
             return
         from pymic_vf.host import cached_sets  # needs PyMIC's registries, complete by now
+        from pymic_vf.host.settings.cache_checks import is_asked
         from pymic_vf.host.settings.checks import is_supervised
 
         # PyMIC's agents of other kinds of learning derive from this one
         is_served = type(agent) is kind and is_supervised(agent.config) and agent.train_set is agent.valid_set is None
-        if is_served and cached_sets.is_asked(agent.config):
+        if is_served and is_asked(agent.config):
             cached_sets.create_loaders(agent)
             return
         if is_served:
@@ -86,9 +86,3 @@ def _telling_of_waiting(stock: Callable) -> Callable:
 
 def _is_cached(agent: Any) -> bool:
     return getattr(agent.train_set, "is_cached_finetuning", False)
-
-
-def several_processes() -> int:
-    """The processes that torchrun started; 1 without it."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    return int(count) if count.isdecimal() else 1

@@ -1,16 +1,25 @@
-"""What else PyMIC's training of a config of ours would fail on, or ignore: losses, optimizer, start and folders."""
+"""What is wrong with [training] of a config of ours, and with its batches: losses, optimizer, iterations, folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pymic_vf.errors import UserError
-from pymic_vf.host.settings.config_keys import LOSS_KEYS, OTHER_TRAINING_KEYS
+from pymic.loss.loss_dict_seg import SegLossDict
+from pymic.net_run.agent_rec import ReconstructionLossDict
+
+from pymic_vf.errors import UserError, did_you_mean
+from pymic_vf.host.settings.config_keys import (
+    LOSS_KEYS,
+    OTHER_TRAINING_KEYS,
+    SCHEDULER_KEYS,
+    TRAINING_KEYS,
+)
 from pymic_vf.host.weights.checkpoint import find_checkpoint
 from pymic_vf.keys import Section
+from pymic_vf.methods.method import SEGMENTATION, Method
 from pymic_vf.networks import network_of
 
 MOST_SAMPLES = 4096  # of a batch
@@ -123,3 +132,68 @@ def check_makes_one_hot(dataset: Section, stage: str, names: Iterable[str], know
     names = list(names)
     if set(names) <= set(known) and not {"LabelToProbability", "PartialLabelToProbability"} & set(names):
         dataset.wrong(f"{stage}_transform", "must have LabelToProbability, which makes the label that the loss is of")
+
+
+def check_training(training: Section, validates: bool, task: str) -> dict[str, Any]:
+    """The values of [training] by name."""
+    values = training.read(TRAINING_KEYS)
+    scheduler = (values["lr_scheduler"] or "").lower()
+    training.read(SCHEDULER_KEYS.get(scheduler, ()))
+    if scheduler == "reducelronplateau" and not validates:
+        training.wrong("lr_scheduler", "needs [dataset] valid_csv, whose validations it follows")
+    known = SegLossDict if task == SEGMENTATION else ReconstructionLossDict
+    for loss in values["loss_type"] or ():
+        if loss not in known:
+            training.mistakes.append(f"[training] loss_type: there is no loss {loss}{did_you_mean(loss, known)}")
+    if isinstance(training.get("loss_type"), (list, tuple)):
+        weights, losses = values["loss_weight"], values["loss_type"] or ()
+        if weights is None and "loss_weight" not in training:
+            training.missing("loss_weight", f"a weight for each loss of loss_type = {list(losses)}")
+        elif weights is not None and len(weights) != len(losses):
+            training.wrong("loss_weight", f"must have a weight for each loss of loss_type = {list(losses)}")
+    return values
+
+
+def check_reconstruction(training: Section, method: Method) -> None:
+    """What PyMIC's reconstruction agent asks for."""
+    if isinstance(training.get("loss_type"), (list, tuple)):
+        training.wrong("loss_type", f"must be one name for {method.title}, MAELoss or MSELoss")
+    elif method.weights_voxels and training.get("loss_type") == "MSELoss":
+        training.wrong("loss_type", f"must be MAELoss, the one that weights voxels, as {method.title} does here")
+    if training.get("deep_supervise"):
+        training.wrong("deep_supervise", f"must not be True for {method.title}: PyMIC has none for reconstructions")
+    if "loss_acti_func" in training and training.get("loss_acti_func") not in ("tanh", "sigmoid"):
+        training.wrong("loss_acti_func", "must be None, tanh or sigmoid for a reconstruction")
+
+
+def check_supervised_reconstruction(training: Section, network: Section) -> None:
+    """What PyMIC's reconstruction agent asks for."""
+    if network.get("class_num") != 1:
+        network.wrong("class_num", "must be 1 for [dataset] task_type = rec")
+    if isinstance(training.get("loss_type"), (list, tuple)):
+        training.wrong("loss_type", "must be one name, MAELoss or MSELoss, for [dataset] task_type = rec")
+    if training.get("deep_supervise"):
+        training.wrong("deep_supervise", "must not be True for [dataset] task_type = rec")
+
+
+def check_deep_supervision(network: Section, is_deep: bool, may_be_ignored: bool) -> None:
+    """Deep supervision needs the several outputs of our networks. Without it all but one learn nothing, and several
+    processes would decay their weights where one does not."""
+    is_multiscale = network.get("multiscale_pred") is True
+    is_ours = network_of(network.values) is not None
+    if is_ours and is_deep != is_multiscale and not (may_be_ignored and is_multiscale):
+        network.wrong("multiscale_pred", f"must be {is_deep} where [training] deep_supervise = {is_deep}")
+
+
+def check_iterations(training: Section, values: Mapping[str, Any]) -> None:
+    """PyMIC saves only where ``iter_max`` and ``iter_save`` meet ``iter_valid``; a run that ends elsewhere is lost."""
+    if "iter_max" not in training or "iter_valid" not in training:
+        return
+    block, last, save = values["iter_valid"], values["iter_max"], values["iter_save"]
+    if last % block:
+        training.wrong("iter_max", f"must be a multiple of iter_valid = {block}, or PyMIC does not save the end")
+    if isinstance(save, Sequence):
+        if any(at % block for at in save) or last not in save:
+            training.wrong("iter_save", f"must be multiples of iter_valid = {block} and have iter_max = {last}")
+    elif save is not None and (save % block or last % save):
+        training.wrong("iter_save", f"must be a multiple of iter_valid = {block} that divides iter_max = {last}")

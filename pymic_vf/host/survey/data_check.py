@@ -24,7 +24,8 @@ from pymic_vf.data.scan_survey import (
     spread,
 )
 from pymic_vf.data.volume_transform import VolumeTransform, extremes
-from pymic_vf.host.settings.checks import PretrainingPlan, make_transform
+from pymic_vf.host.settings.checks import PretrainingPlan
+from pymic_vf.host.settings.dataset_checks import make_transform
 from pymic_vf.host.settings.transform_keys import TRANSFORM_KEYS
 from pymic_vf.host.survey.findings import FAIL, PASS, WARN, Findings
 
