@@ -88,7 +88,7 @@ PRETRAINING_MISTAKES = [
     ({"dataset": {"VF_something": 1}}, "vf_something: there is no such key"),
     ({"dataset": {"cache_dri": "a"}}, "cache_dri: there is no such key (did you mean cache_dir?)"),
     ({"dataset": {"cache_dir": 3}}, "cache_dir must be the name of a folder (./3 where that is its name), got 3"),
-    ({"dataset": {"cache_dir": "~nobody_of_that_name/x"}}, "cache_dir must not begin with ~ and a name that is no user"),
+    ({"dataset": {"cache_dir": "~nobody_of_that_name/x"}}, "cache_dir must not begin with ~ and a name"),
     ({"dataset": {"VF_cache_max_gib": 3}}, "VF_cache_max_gib needs cache_dir, got 3"),
     ({"dataset": {"VF_cache_dir": ["a"], "cache_max_gib": 3}}, "VF_cache_dir must be the name of a folder, got ['a']"),
     ({"dataset": {"max_bad_fraction": "few"}}, "max_bad_fraction must be a number from 0 to 1, got 'few'"),

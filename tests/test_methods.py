@@ -69,6 +69,8 @@ def test_pretraining_and_fine_tuning(scans: Path, tmp_path: Path, caplog, method
     assert len(losses) == 2
     assert best["valid_pred"] == pytest.approx(1 / (1 + min(losses)), abs=1e-4)
     assert best["iteration"] == 1 + losses.index(min(losses))
+    events = next((tmp_path / "pretrain").glob("events*")).read_bytes()
+    assert events.count(b"sample_target_answer") == 2 == events.count(b"\x89PNG")
     caplog.clear()
     tuned = finetuning(scans, tmp_path, network={**dict.fromkeys(NETWORK), **network, "class_num": 2},
                        dataset={"num_worker": 0},

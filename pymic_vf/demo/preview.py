@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from pymic_vf.data.samples import Samples
 from pymic_vf.demo.pictures import draw_sample
 from pymic_vf.errors import UserError
 from pymic_vf.host.agents import Pretraining, pretraining_agent
+from pymic_vf.host.answers import answer_of
 from pymic_vf.host.weights import checkpoint
 from pymic_vf.host.weights.weight_report import compare_weights
 from pymic_vf.methods.method import SEGMENTATION, Panel
 
 log = logging.getLogger(__name__)
-ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}  # [training] loss_acti_func of a reconstruction
 
 
 def draw_preview(config: dict[str, dict[str, Any]], number: int, path: Path, ckpt: Path | None = None) -> None:
@@ -81,12 +80,9 @@ def _network(agent: Pretraining, loaded: checkpoint.Checkpoint) -> nn.Module:
     return agent.net.eval()
 
 
-@torch.inference_mode()
 def _answer(agent: Pretraining, net: nn.Module, image: np.ndarray, title: str) -> Panel:
     """What the network makes of `image` [C, D, H, W]: classes over it, or the first channel of its restoration."""
-    outputs = net(torch.from_numpy(np.ascontiguousarray(image))[None].to(next(net.parameters()).dtype))
-    output = (outputs[0] if isinstance(outputs, (list, tuple)) else outputs)[0]
-    if agent.plan.method.task == SEGMENTATION:
-        return Panel("network's answer", title, image[0], output.argmax(0).to(torch.uint8).numpy())
-    activation = ACTIVATIONS.get(agent.config["training"].get("loss_acti_func"), lambda value: value)
-    return Panel("network's answer", title, activation(output)[0].float().numpy())
+    task = agent.plan.method.task
+    answer = answer_of(net, image, task, agent.config["training"].get("loss_acti_func"))
+    over = (image[0], answer) if task == SEGMENTATION else (answer,)
+    return Panel("network's answer", title, *over)

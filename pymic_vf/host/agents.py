@@ -27,6 +27,7 @@ from pymic_vf.data.volume_reader import VolumeReader, WholeVolumeReader
 from pymic_vf.data.volume_transform import VolumeTransform
 from pymic_vf.data.workers import killed_workers_explained
 from pymic_vf.errors import ConfigError, UserError
+from pymic_vf.host.answers import answer_of, side_by_side
 from pymic_vf.host.global_batch import distribute, synchronise_batch_norm
 from pymic_vf.host.processes import Processes
 from pymic_vf.host.runs.stop_signals import StopSignals
@@ -227,7 +228,17 @@ class Pretraining(SegmentationAgent):
         if valid_scalars is not None:
             valid_scalars = {**valid_scalars, "avg_fg_dice": valid_scalars["dice"]}
         self.write_pymic_scalars(train_scalars, valid_scalars, lr_value, glob_it)
+        if valid_scalars is not None:
+            self._draw_answer(glob_it)
         log.info("waited for data %.1f %% of the time", 100 * train_scalars["data_time"] / train_scalars["block_time"])
+
+    def _draw_answer(self, glob_it: int) -> None:
+        """For TensorBoard: a sample of the validation, its target and the network's answer."""
+        sample = self.valid_set[0]
+        activation = self.config["training"].get("loss_acti_func")
+        answer = answer_of(self.net, sample["image"], self.plan.method.task, activation)
+        picture = side_by_side(sample["image"][0], sample["label"][0], answer)
+        self.summ_writer.add_image("sample_target_answer", picture, glob_it)
 
     def write_pymic_scalars(
         self, train_scalars: dict[str, Any], valid_scalars: dict[str, Any] | None, lr_value: float, glob_it: int

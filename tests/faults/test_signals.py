@@ -75,8 +75,26 @@ def stop_again_and_again(name: str, scans: Path, tmp_path: Path, steps: int) -> 
     assert_same(*folders)
 
 
+STAGES = ("", "training start", "it 3")  # a run has begun when it prints these
+
+
 def test_signals_at_every_stage(scans, tmp_path):
-    stop_again_and_again("UNet", scans, tmp_path, 4)
+    config = RUNS["UNet"](scans, tmp_path, iter_max=60)
+    output = tmp_path / "output.txt"
+    for number, stage in zip((signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM), STAGES, strict=True):
+        before = output.stat().st_size if output.is_file() else 0
+        process = start(config, tmp_path)
+        end = time.monotonic() + 60
+        while not (output.is_file() and stage in output.read_text()[before:]) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        process.join(60)
+        text = output.read_text()[before:]
+        assert process.exitcode in ((75,) if stage else (75, -number)), text[-3000:]
+        assert "Traceback" not in text
+        wait_until_gone(process.pid)
+    saved = torch.load(tmp_path / "finetune" / "finetune_resume.pt", weights_only=True)
+    assert saved["iteration"] >= 3
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from pymic_vf.errors import ConfigError, did_you_mean
+from pymic_vf.host.processes import is_other_rank
 from pymic_vf.host.settings.config_file import read_configs_plainly
 from pymic_vf.networks import NETWORKS, network_of
 
@@ -45,6 +46,8 @@ def _check_first(host: ModuleType, stage: str) -> None:
 
     @functools.wraps(stock)
     def synchronize_config(config: Config) -> Config:
+        if is_other_rank():  # the messages of rank zero are enough
+            return stock(config)
         synchronised, mistakes = find_mistakes(config, [stage], stock)
         if mistakes:
             raise ConfigError(mistakes)
