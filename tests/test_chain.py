@@ -94,27 +94,6 @@ def test_segmentation_and_evaluation(run, scans: Path, out: Path, finetuned):
         assert pd.read_csv(out / "result" / f"eval_{metric}.csv")["image"].tolist()[-2:] == ["mean", "std"]
 
 
-def test_resuming_goes_on_with_the_stream(run, scans: Path, out: Path, tmp_path: Path):
-    """Four iterations at once, and two and two more: the same samples, so the same losses.
-
-    Equal but for dropout and drop path, whose draws PyMIC's checkpoints do not keep: both are off here, the first by
-    `dropout`, the second because it is a branch of 0.2 that no key reaches; so the network is PyMIC's own.
-    """
-    network = {**UNET, "class_num": 5}
-    training = {"deep_supervise": False, "lr_step": 100, "overwrite": True}
-
-    def losses(name: str, **more) -> list[str]:
-        config = pretraining(scans, tmp_path, training={**training, **more})
-        config["network"] = network
-        config["training"]["ckpt_dir"] = tmp_path / "run"
-        return re.findall(r"train loss ([\d.]+)", run("pymic_train", write_cfg(tmp_path / name, config)).stdout)
-
-    whole = losses("whole.cfg", iter_max=4)
-    first = losses("first.cfg", iter_max=2)
-    rest = losses("rest.cfg", iter_max=4, ckpt_init_name="run_2.pt", ckpt_init_mode=1)
-    assert first + rest == whole
-
-
 def test_released_style_weights(run, scans: Path, out: Path, tmp_path: Path):
     """A state dict with all three embeddings and heads, by an absolute ckpt_init_name."""
     weights: dict[str, torch.Tensor] = {}

@@ -105,12 +105,14 @@ def test_bad_scans_of_all_processes_are_written_down_once(run, scans, tmp_path):
     assert written.image.tolist() == [str(volumes / rows.image[3])]
 
 
+@pytest.mark.long
 def test_batch_norm_of_all_compiles_without_a_break(run):
     script = Path(__file__).with_name("compiled_batch_norm.py")
     done = run("torchrun", "--standalone", "--nproc_per_node=2", script)
     assert done.stdout.count("equal") == 2
 
 
+@pytest.mark.long
 def test_a_reconstruction_in_two_processes_is_that_of_one(run, scans, tmp_path):
     reconstruction = {
         "dataset": {"task_type": "rec", "train_transform": None, "valid_csv": None, "MIM_block_size": [4, 8, 8]},
