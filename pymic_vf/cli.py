@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     preview.add_argument("cfg", type=Path, help="a config for pretraining")
     preview.add_argument("--out", type=Path, required=True, help="the PNG to write")
-    preview.add_argument("--sample", type=int, default=0, help="the number of the sample (default: %(default)s)")
+    preview.add_argument("--sample", type=int, help="the number of the sample (default: one that shows much)")
     preview.add_argument("--ckpt", type=Path, help="whose answer to draw (default: the last in ckpt_dir, if any)")
     check = command("check", _check, "find what is wrong with a config and its data, and forecast the run: exit status "
                     "0 for PASS, 2 for WARN, 1 for FAIL")  # fmt: skip
@@ -196,8 +196,8 @@ def _counts(items: Sequence[str]) -> dict[str, int]:
 def _preview(options: argparse.Namespace) -> None:
     from pymic_vf.demo.preview import draw_preview
 
-    draw_preview(read_pretraining(options.cfg), options.sample, options.out, options.ckpt)
-    print(f"sample {options.sample} is drawn in {options.out}")
+    number = draw_preview(read_pretraining(options.cfg), options.sample, options.out, options.ckpt)
+    print(f"sample {number} is drawn in {options.out}")
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ REC = {
 def drawn(cfg: Path, out: Path, *options: str) -> tuple[int, list]:
     """The exit status and the panels that were drawn, which go into the real picture."""
     with mock.patch.object(preview, "draw_sample", wraps=preview.draw_sample) as draw:
-        status = main(["preview", str(cfg), "--out", str(out), *options])
+        status = main(["preview", str(cfg), "--out", str(out), "--sample", "0", *options])
     return status, draw.call_args.args[0] if draw.called else []
 
 
@@ -75,3 +75,12 @@ def test_a_checkpoint_of_another_network_is_named(scans: Path, tmp_path: Path, c
     assert status == 0 and len(panels) == 5 and message in caplog.text
     assert main(["preview", str(cfg), "--out", str(tmp_path / "b.png"), "--ckpt", str(tmp_path / "none.pt")]) == 1
     assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_without_a_number_one_that_shows_many_classes(scans: Path, tmp_path: Path, capsys):
+    config = pretraining(scans, tmp_path, dataset={"VF_patch_number": [1, 9]})
+    assert main(["preview", str(write_cfg(tmp_path / "a.cfg", config)), "--out", str(tmp_path / "a.png")]) == 0
+    number = int(capsys.readouterr().out.split("sample ")[1].split()[0])
+    samples = pretraining_agent(parsed(tmp_path / "a.cfg", config)).get_stage_dataset_from_config("train")
+    classes = [len(np.unique(samples.method_sample(k)["label"])) for k in range(preview.LOOKED_AT)]
+    assert classes[number] == max(classes) > min(classes)

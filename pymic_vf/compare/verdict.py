@@ -89,13 +89,17 @@ def verdict(pair: Pair) -> str:
             else ""
         )
         return f"{what}: {facts}. The interval has 0 in it: these runs do not say which of the two is better.{power}"
+    seeds = result.by_seed.values()
+    if min(seeds) <= 0 <= max(seeds):
+        return (
+            f"{what}: {facts}. The seeds disagree, from {metric.signed(min(seeds))} to {metric.signed(max(seeds))} "
+            f"{metric.unit}: what the cases show is the luck of single trainings. These runs do not say which "
+            "of the two is better; more seeds may."
+        )
     is_better = (result.mean > 0) == metric.higher_is_better
     text = f"{what}: {facts}. The interval excludes 0: {pair.arm} is {'better' if is_better else 'worse'} here."
     if pair.p > ALPHA:
         text += f" Wilcoxon's test after the correction does not agree ({_p_equals(pair.p)}): take it as a hint."
-    against = [seed for seed, mean in result.by_seed.items() if mean * result.mean <= 0]
-    if against:
-        text += f" Not with every seed, though: not with {', '.join(map(str, against))}."
     if len(result.by_seed) < FEW_SEEDS:
         text += f" With {_seeds(result)} the training's luck is not averaged out: {FEW_SEEDS} are the least."
     return text

@@ -20,14 +20,15 @@ from pymic_vf.host.weights.weight_report import compare_weights
 from pymic_vf.methods.method import SEGMENTATION, Panel
 
 log = logging.getLogger(__name__)
+LOOKED_AT, ENOUGH = 16, 0.5  # samples; the share of a crop that is something
 
 
-def draw_preview(config: dict[str, dict[str, Any]], number: int, path: Path, ckpt: Path | None = None) -> None:
-    """Draw sample `number` of a pretraining config, before the transforms after the method.
+def draw_preview(config: dict[str, dict[str, Any]], number: int | None, path: Path, ckpt: Path | None = None) -> int:
+    """Draw sample `number` of a pretraining config, before the transforms after the method, and return the number.
 
     Args:
         config: as PyMIC parses it.
-        number: of the training stream, from 0.
+        number: of the training stream, from 0; None for the first that shows much.
         path: the PNG.
         ckpt: the network's answer is drawn too, with these weights; by default with those of the last checkpoint in
             ckpt_dir, and not at all where there is none, or one that does not fit, which is said.
@@ -40,10 +41,24 @@ def draw_preview(config: dict[str, dict[str, Any]], number: int, path: Path, ckp
     agent = pretraining_agent(config)
     method = agent.plan.method
     samples: Samples = agent.get_stage_dataset_from_config("train")
+    number = _first_that_shows_much(samples) if number is None else number
     crops, sample = samples.crops(number), samples.method_sample(number)
     names = method.class_names(agent.config["network"]["in_chns"]) if sample["label"].dtype.kind == "u" else []
     answer = _answer_panels(agent, sample["image"], ckpt)
     draw_sample([*method.panels(crops, sample), *answer], names, path, method.title)
+    return number
+
+
+def _first_that_shows_much(samples: Samples) -> int:
+    """Of the first samples the one with all classes, whose crops are no more than half of one value, such as air."""
+    best, most = 0, (0, 0.0)
+    for number in range(LOOKED_AT):
+        label = samples.method_sample(number)["label"]
+        classes = len(np.unique(label)) if label.dtype.kind == "u" else 0
+        tissue = min(float(np.mean(crop > crop.min())) for crop in samples.crops(number))
+        if (classes, min(tissue, ENOUGH)) > most:
+            best, most = number, (classes, min(tissue, ENOUGH))
+    return best
 
 
 def _answer_panels(agent: Pretraining, image: np.ndarray, ckpt: Path | None) -> list[Panel]:
