@@ -162,6 +162,8 @@ def test_a_fine_tuning_does_not_depend_on_workers_and_interruptions(cases: Path,
     assert tuned(cases, tmp_path, caplog, training={"iter_max": 2}, dataset={"num_worker": 1}) == whole[:2]
     rest = {"iter_max": 4, "ckpt_init_name": "finetune_2.pt", "ckpt_init_mode": 1}
     assert tuned(cases, tmp_path, caplog, training=rest) == whole[2:]
+    watched = {"iter_max": 4, "iter_valid": 2, "max_bad_steps": 3, "overwrite": True}  # an iteration at a time
+    assert len(tuned(cases, tmp_path, caplog, training=watched)) == 2 == caplog.text.count("waited for data")
 
 
 def test_validation_volumes_come_from_the_same_entries(cases: Path, tmp_path: Path, caplog):

@@ -23,7 +23,8 @@ def offer_cached_finetuning(host: ModuleType) -> None:
     kind = host.SegmentationAgent
     kind.create_dataset = _with_cache(kind.create_dataset, kind)
     kind.create_optimizer = _resuming_the_stream(kind.create_optimizer)
-    kind.training = _telling_of_waiting(kind.training)
+    kind.training = _timed(kind.training)
+    kind.write_scalars = _telling_of_waiting(kind.write_scalars)
 
 
 def _with_cache(stock: Callable, kind: type) -> Callable:
@@ -71,17 +72,27 @@ def _resuming_the_stream(stock: Callable) -> Callable:
     return create_optimizer
 
 
-def _telling_of_waiting(stock: Callable) -> Callable:
+def _timed(stock: Callable) -> Callable:
     @functools.wraps(stock)
     def training(agent: Any) -> dict[str, Any]:
         start = time.monotonic()
         scalars = stock(agent)
         if _is_cached(agent):
-            share = scalars["data_time"] / max(time.monotonic() - start, 1e-9)
-            log.info("waited for data %.1f %% of the time", 100 * share)
+            scalars.setdefault("block_time", time.monotonic() - start)
         return scalars
 
     return training
+
+
+def _telling_of_waiting(stock: Callable) -> Callable:
+    @functools.wraps(stock)
+    def write_scalars(agent: Any, train_scalars: dict[str, Any], *args: Any) -> None:
+        stock(agent, train_scalars, *args)
+        if _is_cached(agent):
+            share = train_scalars["data_time"] / max(train_scalars["block_time"], 1e-9)
+            log.info("waited for data %.1f %% of the time", 100 * share)
+
+    return write_scalars
 
 
 def _is_cached(agent: Any) -> bool:
