@@ -25,7 +25,8 @@ from pymic.transform.threshold import ChannelWiseThreshold, ChannelWiseThreshold
 
 from pymic_vf.data.cache_key import State, scan_state
 from pymic_vf.data.foreground import Foreground
-from pymic_vf.data.scan import UnusableScanError, read_scan, read_size
+from pymic_vf.data.scan import UnusableScanError, read_scan
+from pymic_vf.data.scan_header import read_header
 from pymic_vf.data.views import View, all_of, is_view, seen_through
 from pymic_vf.data.volume_transform import Volume, VolumeTransform
 from pymic_vf.data.voxel_wise import Numbers, is_voxel_wise, steps_of
@@ -149,7 +150,7 @@ class LabelTransform:
         """
         label_file, *image_files = files
         label = _read_label(label_file)
-        size = read_size(image_files[0])
+        size = read_header(image_files[0]).size
         if label.shape[1:] != size:
             raise UnusableScanError(
                 f"{label_file}: a label of {list(label.shape[1:])} voxels, where its image {image_files[0]} has "

@@ -92,21 +92,6 @@ def _unusable(file: Path | str, reason: str) -> UnusableScanError:
     return UnusableScanError(f"{one_line(file, 4096)}: {one_line(reason)}")
 
 
-def read_size(file: Path) -> tuple[int, ...]:
-    """(D, H, W) of a file that SimpleITK reads, by its header.
-
-    Raises:
-        UnusableScanError: the header cannot be read.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UnusableScanError(f"{file}: cannot be read ({_reason(error)})") from error
-    return tuple(reader.GetSize()[2::-1])
-
-
 def _read_file(file: Path) -> Scan:
     suffix = next((each for each in SUFFIXES if file.name.lower().endswith(each)), None)
     if suffix is None:

@@ -20,8 +20,9 @@ from pymic_vf.data.labelled_samples import LabelledSamples
 from pymic_vf.data.labelled_transform import ImageTransform, split_at_random
 from pymic_vf.data.loader import SampleLoader, SampleNumbers
 from pymic_vf.data.random_crop import check_foreground, is_random_crop, least_size
-from pymic_vf.data.scan import UnusableScanError, read_size
+from pymic_vf.data.scan import UnusableScanError
 from pymic_vf.data.scan_check import check_before_training
+from pymic_vf.data.scan_header import read_header
 from pymic_vf.data.scan_list import read_table
 from pymic_vf.data.seeds import TRAIN, VALID
 from pymic_vf.errors import UserError
@@ -136,7 +137,7 @@ def tell_of_savings(config: Config) -> None:
         return
     try:
         table = read_table(Path(dataset["train_csv"]), [])
-        size = read_size(Path(dataset["train_dir"]) / str(table.iloc[0, 0]))
+        size = read_header(Path(dataset["train_dir"]) / str(table.iloc[0, 0])).size
     except (KeyError, TypeError, AttributeError, IndexError, UserError, UnusableScanError):
         return  # the checks of the config say what is wrong
     log.info(

@@ -48,7 +48,7 @@ class StepGuard:
         self.in_a_row = 0
         self._loss: Tensor | None = None
         self._finding: tuple[str, str] | None = None  # of the loss and the gradient, where the step is bad
-        self._buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+        self._kept_buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
         self._handle = optimizer.register_step_pre_hook(self._drop_bad_gradients)
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class StepGuard:
         Raises:
             UserError: it was the last of too many bad steps in a row.
         """
-        for buffer, kept in self._buffers:
+        for buffer, kept in self._kept_buffers:
             kept.copy_(buffer)
         self._finding = None
         bad: list[str] = []
@@ -85,7 +85,7 @@ class StepGuard:
             return
         bad += self._finding
         with torch.no_grad():
-            for buffer, kept in self._buffers:
+            for buffer, kept in self._kept_buffers:
                 buffer.copy_(kept)
         self.in_a_row += 1
         self._report(iteration, _voxels(loader.batch), loader.names())

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pymic_vf.data.workers import killed_workers_explained, set_up_worker_of
+from pymic_vf.data.workers import set_up_worker_of
 from pymic_vf.errors import ConfigError, UserError
-from pymic_vf.host.processes import Processes, is_other_rank
+from pymic_vf.host.processes import Processes
 from pymic_vf.host.runs.divergence import FILE, StepGuard, is_finite
 from pymic_vf.host.runs.resume import CheckpointFolder, Found, mismatch, position, state_of
 from pymic_vf.host.runs.run_state import (
@@ -48,11 +47,15 @@ from pymic_vf.keys import Section
 
 log = logging.getLogger(__name__)
 MINUTES = 30  # checkpoint_minutes where resume = auto
-OPT_IN = ("resume", "checkpoint_minutes", "max_bad_steps")
 STOPPED = "stopped"  # what a validation returns that was not finished
 Scalars = dict[str, Any]
 
 _active: TrainingRun | None = None  # the one in PyMIC's loop, whose functions to save and load know of no agent
+
+
+def active_run() -> TrainingRun | None:
+    """The run whose training PyMIC's loop is making."""
+    return _active
 
 
 def read_run_settings(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -408,98 +411,3 @@ def _to_plain(scalars: Scalars) -> Scalars:
 
 def _from_plain(scalars: Scalars) -> Scalars:
     return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in scalars.items()}
-
-
-# Hooks of PyMIC's supervised agent
-
-
-def save_and_load_what_resuming_needs(host: ModuleType) -> None:
-    """Within a run of ours, the checkpoints that PyMIC saves and loads have what resuming needs."""
-    save, load = host.torch.save, host.torch.load
-
-    def save_completed(content: Mapping[str, Any], path: str, *args: Any, **options: Any) -> None:
-        save(content if _active is None else _active.completed(content, path), path, *args, **options)
-
-    def load_for_run(path: str, *args: Any, **options: Any) -> Mapping[str, Any]:
-        return load(path, *args, **options) if _active is None else _active.load(path, *args, **options)
-
-    host.torch.save, host.torch.load = save_completed, load_for_run
-
-
-def watch_supervised_training(host: ModuleType) -> None:
-    """Opt-in for any network, ``[training] resume``, ``checkpoint_minutes`` or ``max_bad_steps``; always for ours."""
-    agent_class = host.SegmentationAgent
-
-    def hooked(name: str, hook: Callable[..., Any]) -> None:
-        stock = getattr(agent_class, name)
-
-        @functools.wraps(stock)
-        def method(agent: Any, *args: Any, **options: Any) -> Any:
-            if type(agent) is not agent_class:
-                return stock(agent, *args, **options)
-            return hook(functools.partial(stock, agent), agent, *args, **options)
-
-        setattr(agent_class, name, method)
-
-    hooked("run", _run)
-    hooked("train_valid", _train_valid)
-    hooked("create_optimizer", _create_optimizer)
-    hooked("training", _training)
-    hooked("validation", _validation)
-
-
-def _run(stock: Callable, agent: Any) -> None:
-    if not is_watched(agent):
-        stock()
-        return
-    from pymic_vf.host.settings.checks import check_run  # needs PyMIC's registries, complete by now
-
-    if not _is_of_ours(agent):  # which are checked with all other keys
-        check_run(agent.config)
-    agent.stop_signals = StopSignals()
-    with agent.stop_signals.heard():
-        stock()
-
-
-def _train_valid(stock: Callable, agent: Any) -> None:
-    if not is_watched(agent):
-        stock()
-        return
-    agent.training_run = TrainingRun(
-        agent, Processes(rank=int(is_other_rank())), None, getattr(agent, "stop_signals", StopSignals())
-    )
-    try:
-        with killed_workers_explained():
-            agent.training_run.train(stock)
-    finally:
-        del agent.training_run
-
-
-def _create_optimizer(stock: Callable, agent: Any, params: Any, checkpoint: Any = None) -> None:
-    stock(params, checkpoint)
-    if hasattr(agent, "training_run"):
-        agent.training_run.begin(checkpoint)
-
-
-def _training(stock: Callable, agent: Any) -> Scalars:
-    return agent.training_run.block(stock) if hasattr(agent, "training_run") else stock()
-
-
-def _validation(stock: Callable, agent: Any) -> Scalars | None:
-    return agent.training_run.validated(stock) if hasattr(agent, "training_run") else stock()
-
-
-def is_watched(agent: Any) -> bool:
-    """Whether a supervised training is of a network of ours, or has one of the keys that ask for it."""
-    from pymic_vf.host.settings.checks import is_supervised  # needs PyMIC's registries, complete by now
-
-    if agent.stage != "train" or not is_supervised(agent.config):
-        return False
-    training = agent.config["training"]
-    return _is_of_ours(agent) or any(training.get(name) is not None for name in OPT_IN)
-
-
-def _is_of_ours(agent: Any) -> bool:
-    name = agent.config["network"].get("net_type")
-    network = agent.net_dict.get(name) if isinstance(name, str) else None  # a list is of several of PyMIC's
-    return getattr(network, "__module__", "").startswith("pymic_vf.")
