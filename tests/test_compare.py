@@ -20,11 +20,25 @@ import torch
 from filelock import FileLock
 
 from pymic_vf.compare.checks import check_runs
+from pymic_vf.compare.command import overview
 from pymic_vf.compare.config_text import read_text, value_of
-from pymic_vf.compare.job import DONE, FAILED, LOG, RESULT, finished, read_scores, run_job, versions, without_absent
+from pymic_vf.compare.job import (
+    DONE,
+    FAILED,
+    ITERATION,
+    LOG,
+    RESULT,
+    STATE,
+    finished,
+    hash_of_weights,
+    read_scores,
+    run_job,
+    versions,
+    without_absent,
+)
 from pymic_vf.compare.plan import FINETUNING, PRETRAINING, make_runs, read_json, write_json, write_run
 from pymic_vf.compare.pool import Pool, remove_checkpoints
-from pymic_vf.compare.progress import LiveLine, duration, iteration, time_left
+from pymic_vf.compare.progress import LiveLine, begin_anew, duration, iteration, lost_pretrainings, stage, time_left
 from pymic_vf.compare.settings import ARM_KEYS, COMPARE_KEYS, SLURM_KEYS, read_settings
 from pymic_vf.compare.slurm import Cluster
 from pymic_vf.compare.trial import time_trainings
@@ -311,7 +325,7 @@ def test_checkpoints_go_when_no_run_needs_them(folder: Path):
         (settings.out / run.name / "model" / "model_2.pt").write_bytes(b"weights")
 
     def end(run, **result):
-        base = {"fingerprint": run.fingerprint, "pretraining": None, "starts_from": None}
+        base = {"fingerprint": run.fingerprint, "pretraining": None, "starts_from": None, "seconds": {"train": 60.0}}
         write_json(settings.out / run.name / RESULT, {**base, **result})
         remove_checkpoints(runs, settings)
         return [other.arm for other in runs if list((settings.out / other.name).glob("model/*.pt"))]
@@ -321,6 +335,28 @@ def test_checkpoints_go_when_no_run_needs_them(folder: Path):
     source = str((settings.out / pretraining.name).absolute())
     assert end(pretrained, pretraining=source, starts_from="w") == []
     assert finished(settings.out / pretrained.name, pretrained.fingerprint)
+    # another number of labels starts from a pretraining whose weights are no longer there
+    assert lost_pretrainings(runs, settings.out) == []
+    more = planned(seeds="[1]", labels="[1, 2]")[1]
+    assert [run.name for run in lost_pretrainings(more, settings.out)] == [pretraining.name]
+    assert re.search(f"to do  {pretraining.name}\n", overview(settings, more, 1))
+    begin_anew(pretraining, settings.out)
+    assert finished(settings.out / pretraining.name, pretraining.fingerprint) is None
+    write_json(settings.out / pretraining.name / RESULT,
+               {"fingerprint": pretraining.fingerprint, "pretraining": None, "weights": "w"})  # fmt: skip
+    assert finished(settings.out / pretrained.name, pretrained.fingerprint)  # of the same weights, it is not repeated
+
+
+def test_weights_have_one_hash_whenever_they_were_made(tmp_path: Path):
+    def trained(name: str, value: float, made_at: str) -> str:
+        (tmp_path / name).mkdir()
+        weights = {"b": torch.tensor(value), "a": torch.full((2, 3), value, dtype=torch.bfloat16)}
+        torch.save({"model_state_dict": weights, "made_at": made_at}, tmp_path / name / "model_5.pt")
+        (tmp_path / name / "model_latest.txt").write_text("5")
+        return hash_of_weights(tmp_path / name)
+
+    first = trained("first", 1.0, "yesterday")
+    assert trained("again", 1.0, "today") == first != trained("other", 2.0, "today")
 
 
 def test_slurm_arrays_by_the_local_executor(folder: Path):
@@ -340,10 +376,17 @@ def test_progress_is_read_from_the_logs(folder: Path):
     log = settings.out / runs[0].name / LOG
     log.write_text("\n2026-01-01 00:00:00 it 1\nlearning rate 0.001\n")
     assert iteration(log.parent) == 1 and iteration(Path("nowhere")) == 0
+    assert stage(runs[0], settings.out) == "1/2"
     # 100 s for 1 of 2 iterations: 100 s are left of it, 200 of the other
-    assert time_left(pretrainings, settings.out, {runs[0].name: 100.0}, 1) == pytest.approx(300)
-    assert time_left(pretrainings, settings.out, {runs[0].name: 100.0}, 2) == pytest.approx(150)
-    assert time_left(runs, settings.out, {runs[0].name: 100.0}, 1) is None  # of a fine-tuning nothing is known
+    assert time_left(pretrainings, runs, settings.out, {runs[0].name: 100.0}, 1) == pytest.approx(300)
+    assert time_left(pretrainings, runs, settings.out, {runs[0].name: 100.0}, 2) == pytest.approx(150)
+    assert time_left(runs, runs, settings.out, {runs[0].name: 100.0}, 1) is None  # of a fine-tuning nothing is known
+    (log.parent / ITERATION).write_text("")  # a moment before its number is there
+    assert iteration(log.parent) == 1
+    (log.parent / ITERATION).write_text("2\n")
+    assert stage(runs[0], settings.out) == "2/2"
+    write_json(log.parent / STATE, {"done": ["train"], "seconds": {}})
+    assert stage(runs[0], settings.out) == "testing"
     assert [duration(seconds) for seconds in (12, 95, 12000)] == ["12 s", "2 min", "3 h 20 min"]
 
 
@@ -354,7 +397,7 @@ def test_time_is_forecast_from_a_few_iterations(folder: Path):
     assert timed[FINETUNING, "VF"] == timed[FINETUNING, "scratch"]  # measured once
     # two pretrainings and four fine-tunings of two iterations
     expected = 2 * timed[PRETRAINING, "VF"] + 4 * timed[FINETUNING, "VF"]
-    assert 0 < expected < 120 and time_left(runs, settings.out, {}, 1, timed) == pytest.approx(expected)
+    assert 0 < expected < 120 and time_left(runs, runs, settings.out, {}, 1, timed) == pytest.approx(expected)
     assert not settings.out.exists()
 
 

@@ -17,6 +17,7 @@ from pymic.net_run.agent_seg import SegmentationAgent
 import pymic_vf
 from pymic_vf.errors import UserError
 from pymic_vf.host.agents import pretraining_agent
+from pymic_vf.host.runs import iteration_file
 from pymic_vf.host.runs.training_steps import mean_scalars
 
 from conftest import NETWORK, finetuning, merged, parsed, pretraining
@@ -147,8 +148,9 @@ def test_an_interrupted_run_ends_like_one_that_was_not(scans, tmp_path, undistur
     assert_same(undisturbed(name), Path(config["training"]["ckpt_dir"]))
 
 
-def test_the_loop_gives_what_pymic_alone_does(scans, tmp_path, undisturbed, caplog):
+def test_the_loop_gives_what_pymic_alone_does(scans, tmp_path, undisturbed, caplog, monkeypatch):
     """The same weights and log lines as without any key of ours, whose network is then none of ours to watch."""
+    monkeypatch.setattr(iteration_file, "SECONDS", 0)
     caplog.set_level(logging.INFO)
     stock = unet_run(scans, tmp_path, resume=None)
     agent = agent_of(stock, tmp_path)
@@ -162,7 +164,9 @@ def test_the_loop_gives_what_pymic_alone_does(scans, tmp_path, undisturbed, capl
         assert _equal(ours[name], theirs[name])
     caplog.clear()
     (tmp_path / "again").mkdir()
+    monkeypatch.setenv(iteration_file.VARIABLE, str(tmp_path / "iteration.txt"))
     train(unet_run(scans, tmp_path / "again"), tmp_path / "again")
+    assert iteration_file.read_iteration(tmp_path / "iteration.txt") == 6
     assert _scalars_logged(caplog.text) == lines != []
 
 

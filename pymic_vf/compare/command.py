@@ -10,7 +10,7 @@ from typing import Any
 from pymic_vf.compare.checks import check_runs
 from pymic_vf.compare.plan import FINETUNING, Run, make_runs
 from pymic_vf.compare.pool import Pool, remove_checkpoints
-from pymic_vf.compare.progress import duration, is_done, time_left
+from pymic_vf.compare.progress import begin_anew, duration, is_done, lost_pretrainings, time_left
 from pymic_vf.compare.report import write_report
 from pymic_vf.compare.settings import Settings, read_settings
 from pymic_vf.compare.slurm import Cluster
@@ -50,6 +50,9 @@ def compare(
         print(overview(settings, runs, jobs))
         return
     settings.out.mkdir(parents=True, exist_ok=True)
+    for run in lost_pretrainings(runs, settings.out):
+        print(f"{run.name} is repeated: runs are to start from it, and its checkpoints are gone")
+        begin_anew(run, settings.out)
     signal.signal(signal.SIGTERM, _interrupt)
     if slurm:
         failed = Cluster(settings.out, settings.slurm).run_all(runs)
@@ -67,10 +70,12 @@ def compare(
 
 def overview(settings: Settings, runs: Sequence[Run], jobs: int) -> str:
     """The runs, which of them are done, and how long the others may take."""
-    lines = [f"{'done' if is_done(run, settings.out) else 'to do':>6}  {run.name}" for run in runs]
-    timed = time_trainings([run for run in runs if not is_done(run, settings.out)])
-    left = time_left(runs, settings.out, {}, jobs, timed)
-    about = "not known, since there are methods of PyMIC's own" if left is None else f"about {duration(left)}"
+    lost = {run.name for run in lost_pretrainings(runs, settings.out)}
+    left = {run.name: run for run in runs if run.name in lost or not is_done(run, settings.out)}
+    lines = [f"{'to do' if run.name in left else 'done':>6}  {run.name}" for run in runs]
+    timed = time_trainings(list(left.values()))
+    seconds = time_left(list(left.values()), runs, settings.out, {}, jobs, timed)
+    about = "not known, since there are methods of PyMIC's own" if seconds is None else f"about {duration(seconds)}"
     trial = " (from an iteration or two of each arm; starts, validations and tests come on top)" if timed else ""
     return "\n".join([*lines, f"nothing wrong found; time left with {jobs} at once: {about}{trial}"])
 

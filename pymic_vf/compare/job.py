@@ -26,12 +26,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 from pymic.util.parse_config import parse_value_from_string
 
 from pymic_vf.compare.config_text import read_text
 from pymic_vf.compare.plan import MODEL, PRETRAINING, SEGMENTATIONS, read_json, write_json
 from pymic_vf.data.scan import read_scan
+from pymic_vf.host.runs import iteration_file
+from pymic_vf.host.weights import checkpoint
 
 MAIN = {
     "pymic_train": "pymic.net_run.train",
@@ -39,7 +42,7 @@ MAIN = {
     "pymic_eval_seg": "pymic.util.evaluation_seg",
 }
 PRELOAD = ("pymic_vf.compare.job", *MAIN.values())
-RUN, STATE, RESULT, LOG = "run.json", "state.json", "result.json", "log.txt"
+RUN, STATE, RESULT, LOG, ITERATION = "run.json", "state.json", "result.json", "log.txt", "iteration.txt"
 PACKAGES = ("pymic_vf", "PyMIC", "torch", "monai", "numpy", "SimpleITK")
 DONE, FAILED, STOPPED, ELSEWHERE = 0, 1, 143, 75  # exit statuses of a job
 FORMAT = 1
@@ -137,7 +140,7 @@ class _Job:
         while (aside := self.folder / f"before_{number}").exists():
             number += 1
         aside.mkdir()
-        for name in (MODEL, SEGMENTATIONS, LOG, STATE, RESULT):
+        for name in (MODEL, SEGMENTATIONS, LOG, STATE, RESULT, ITERATION):
             if (self.folder / name).exists():
                 shutil.move(self.folder / name, aside / name)
         self._say(f"what earlier settings made is in {aside}")
@@ -171,7 +174,7 @@ class _Job:
     def _outcome(self) -> dict[str, Any]:
         """What is to be known of the run: the weights' hash of a pretraining, the scores of a fine-tuning."""
         if self.spec["kind"] == PRETRAINING:
-            return {"weights": _hash_of_weights(self.folder / MODEL)}
+            return {"weights": hash_of_weights(self.folder / MODEL)}
         scores = read_scores(self.folder)
         return {"scores": without_absent(scores, self.folder) if self.spec["leaves_out"] else scores}
 
@@ -197,7 +200,7 @@ def _command(command: Sequence[str], log: Path, job: _Job) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # by which SLURM tells that time is nearly over; submitit's handler in the job is the one to act
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    os.environ.update(job.environment)
+    os.environ.update(job.environment, **{iteration_file.VARIABLE: str((job.folder / ITERATION).absolute())})
     os.chdir(job.spec["working_folder"])
     with log.open("ab", buffering=0) as stream:
         for descriptor in (1, 2):
@@ -218,14 +221,21 @@ def _command(command: Sequence[str], log: Path, job: _Job) -> None:
             worker.kill()
 
 
-def _hash_of_weights(model: Path) -> str:
-    """A hash of the checkpoints that a fine-tuning may start from."""
+def hash_of_weights(model: Path) -> str:
+    """A hash of the weights of the checkpoints that a fine-tuning may start from; a training that is repeated and ends
+    with the same weights has the same.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
     digest = hashlib.sha256()
     for note in sorted([*model.glob("*_latest.txt"), *model.glob("*_best.txt")]):
-        digest.update(note.read_bytes())
         prefix, which = note.stem.rsplit("_", 1)
         name = f"{prefix}_best.pt" if which == "best" else f"{prefix}_{note.read_text().strip()}.pt"
-        digest.update(hashlib.sha256((model / name).read_bytes()).digest())
+        digest.update(name.encode())
+        for key, tensor in sorted(checkpoint.load(model / name, map_location="cpu")["model_state_dict"].items()):
+            digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -270,8 +280,6 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Where a run was done."""
-    import torch
-
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {"host": socket.gethostname(), "device": device, "cores": os.cpu_count()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -13,14 +14,13 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from pymic_vf.compare.config_text import value_of
 from pymic_vf.compare.job import DONE, ELSEWHERE, LOG, MODEL, PRELOAD, main_of_process
 from pymic_vf.compare.plan import Run, write_run
-from pymic_vf.compare.progress import LiveLine, duration, is_done, iteration, time_left
+from pymic_vf.compare.progress import LiveLine, duration, is_done, stage, time_left
 from pymic_vf.compare.settings import Settings
 from pymic_vf.errors import UserError
 
-TICK = 2  # seconds between two looks at the logs
+TICK = 1  # seconds between two looks at the logs
 GRACE = 60  # seconds that a stopped run has to write its checkpoint
 TAIL = 12  # lines of a failed run's log that are shown
 
@@ -110,24 +110,22 @@ class Pool:
 
     def _state(self) -> str:
         done = sum(is_done(run, self.out) for run in self.runs)
-        left = time_left(self._possible(), self.out, self._seconds(), self.jobs)
-        about = "time left not known yet" if left is None else f"about {duration(left)} left"
+        seconds = time_left(self._possible(), self.runs, self.out, self._seconds(), self.jobs)
+        about = "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
         return f"{done} of {len(self.runs)} done, {about}"
 
     def _possible(self) -> list[Run]:
-        lost = set(self.failed)
-        return [r for r in self.runs if r.name not in lost and not (r.pretraining and r.pretraining.name in lost)]
+        """The runs that are to do or running, without those that failed or start from one that did."""
+        runs = [run for run in self.runs if not is_done(run, self.out) and run.name not in self.failed]
+        return [run for run in runs if run.pretraining is None or run.pretraining.name not in self.failed]
 
     def _seconds(self) -> dict[str, float]:
         return {job.run.name: time.monotonic() - job.began for job in self._running}
 
     def _show(self) -> None:
         if self.line.is_terminal:
-            at = []
-            for job in self._running:
-                last = value_of(job.run.config, "training", "iter_max")
-                at.append(f"{job.run.name} {iteration(self.out / job.run.name)}/{last}")
-            self.line.show(f"{self._state()}; running: {', '.join(at)}"[: os.get_terminal_size().columns - 1])
+            at = (f"{job.run.name.partition('/')[2]} {stage(job.run, self.out)}" for job in self._running)
+            self.line.show(f"{self._state()}; {', '.join(at)}"[: shutil.get_terminal_size().columns - 1])
 
     def _stop(self) -> None:
         """End the jobs that are still there, with their commands: they go on from their checkpoints another time."""

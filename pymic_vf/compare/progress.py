@@ -12,10 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pymic_vf.compare.config_text import value_of
-from pymic_vf.compare.job import LOG, RESULT, STATE, finished
-from pymic_vf.compare.plan import Run, read_json
+from pymic_vf.compare.job import ITERATION, LOG, RESULT, STATE, finished
+from pymic_vf.compare.plan import MODEL, Run, read_json
+from pymic_vf.host.runs.iteration_file import read_iteration
 
-ITERATION = re.compile(rb"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d it (\d+)\s*$", re.M)
+LOGGED = re.compile(rb"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d it (\d+)\s*$", re.M)
 TAIL = 20_000  # bytes at the end of a log that are searched
 
 
@@ -38,15 +39,39 @@ def is_done(run: Run, out: Path) -> bool:
     return finished(out / run.name, run.fingerprint) is not None
 
 
+def lost_pretrainings(runs: Iterable[Run], out: Path) -> list[Run]:
+    """Those that are done but whose checkpoints are gone, and from which a run is to start that is not done."""
+    left = [run.pretraining for run in runs if run.pretraining is not None and not is_done(run, out)]
+    lost = {run.name: run for run in left if is_done(run, out) and not list((out / run.name / MODEL).glob("*.pt"))}
+    return list(lost.values())
+
+
+def begin_anew(run: Run, out: Path) -> None:
+    """Forget that a run is done: the next start repeats it."""
+    for name in (RESULT, STATE):
+        (out / run.name / name).unlink(missing_ok=True)
+
+
 def iteration(folder: Path) -> int:
-    """The last iteration that a run's log tells of."""
+    """The iteration that a run has reached: by its own file, or the last that its log tells of."""
+    written = read_iteration(folder / ITERATION)
+    if written is not None:
+        return written
     try:
         with (folder / LOG).open("rb") as log:
             log.seek(max(0, (folder / LOG).stat().st_size - TAIL))
-            found = ITERATION.findall(log.read())
+            found = LOGGED.findall(log.read())
     except OSError:
         return 0
     return int(found[-1]) if found else 0
+
+
+def stage(run: Run, out: Path) -> str:
+    """How far a run is, in words: the iteration of its training, or what comes after it."""
+    state = read_json(out / run.name / STATE) or {"done": []}
+    if "train" in state["done"]:
+        return "evaluating" if "test" in state["done"] else "testing"
+    return f"{iteration(out / run.name)}/{value_of(run.config, 'training', 'iter_max')}"
 
 
 def forecast(runs: Iterable[Run], out: Path, running: Mapping[str, float]) -> Forecast:
@@ -73,22 +98,23 @@ def forecast(runs: Iterable[Run], out: Path, running: Mapping[str, float]) -> Fo
 
 
 def time_left(
-    runs: Sequence[Run],
+    left: Sequence[Run],
+    runs: Iterable[Run],
     out: Path,
     running: Mapping[str, float],
     jobs: int,
     timed: Mapping[tuple[str, str], float] = MappingProxyType({}),
 ) -> float | None:
-    """Seconds until all of `runs` are done, `jobs` at once; None where nothing is known of one of them.
+    """Seconds until the runs that are left are done, `jobs` at once; None where nothing is known of one of them.
 
     Args:
+        left: those that are to do or running.
         runs: of the comparison.
         out: its folder.
         running: the seconds since a job began by the run's name.
         jobs: at once.
         timed: seconds by kind and arm, for those of which nothing has run yet.
     """
-    left = [run for run in runs if not is_done(run, out)]
     known = forecast(runs, out, running).seconds
     expected = Forecast({**timed, **known})
     total = 0.0

@@ -29,6 +29,7 @@ from pymic_vf.data.workers import set_up_worker_of
 from pymic_vf.errors import ConfigError, UserError
 from pymic_vf.host.processes import Processes
 from pymic_vf.host.runs.divergence import FILE, StepGuard, is_finite
+from pymic_vf.host.runs.iteration_file import IterationFile
 from pymic_vf.host.runs.resume import CheckpointFolder, Found, mismatch, position, state_of
 from pymic_vf.host.runs.run_state import (
     ENTRY,
@@ -92,6 +93,7 @@ class TrainingRun:
         self.block_size, self.last = self.training["iter_valid"], self.training["iter_max"]
         self.iteration = self.done = 0  # of the run, and how many of them are of the block that is not finished
         self.steps: list[tuple[Scalars, bool]] = []  # PyMIC's scalars of each of these; whether it was left out
+        self.iteration_file = IterationFile()
         self.name = self.processes.from_rank_zero(lambda: uuid.uuid4().hex)
         self._chosen: checkpoint.Checkpoint | None = None  # by resume = auto
         self._state: Mapping[str, Any] | None = None  # to go on from
@@ -272,6 +274,8 @@ class TrainingRun:
         self.steps.append(({**scalars, "block_time": time.monotonic() - start}, bool(bad)))
         self.iteration += 1
         self.done += 1
+        if self.processes.is_rank_zero:
+            self.iteration_file.write(self.iteration)
 
     @contextmanager
     def _single_iterations(self) -> Iterator[None]:
