@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -52,7 +53,8 @@ NAMES = ["0/4", "1/4", "2/4", "3/4", "4/4"]
 def test_a_sample_shows_every_class_in_its_colour(fusion, tmp_path):
     panels, label = fusion
     draw_sample(panels, NAMES, tmp_path / "fused.png", "Volume Fusion")
-    index = pictures._busiest(label, pictures.AXIAL)
+    images = [panel.image for panel in panels if panel.image is not None]
+    index = pictures._busiest(images, label, pictures.AXIAL)
     shown = np.bincount(label[index].ravel(), minlength=5) > 0
     assert shown.sum() > 2
     for k, colour in enumerate(colormaps["viridis"](np.linspace(0, 1, 5))):
@@ -63,7 +65,7 @@ def test_a_sample_shows_every_class_in_its_colour(fusion, tmp_path):
 def test_a_sample_without_labels_is_drawn_where_there_is_most_to_see(tmp_path):
     image = np.zeros(SHAPE, np.float32)
     image[7, ::2] = 1
-    assert pictures._busiest(image, pictures.AXIAL) == 7
+    assert pictures._busiest([image], None, pictures.AXIAL) == 7
     draw_sample([Panel("crop", image=image), Panel("again", image=image)], [], tmp_path / "a.png", "crops")
     assert share_of(tmp_path / "a.png", (1, 1, 1)) > 0.1
 
@@ -90,6 +92,27 @@ def test_overlays_keep_the_proportions(tmp_path, spacing, height):
     assert imread(tmp_path / "x.png").shape[0] == pytest.approx(expected, abs=2)
 
 
+def test_scans_that_lie_in_another_way_are_drawn_upright(fusion, tmp_path):
+    """Both pictures of a scan, and of the same one with x to the right, y to the head and z to the back."""
+    direction = (-1, 0, 0, 0, 0, 1, 0, 1, 0)
+
+    def lying(volume):
+        return None if volume is None else volume.transpose(1, 0, 2)[:, :, ::-1]
+
+    truth = blocks()
+    image = np.random.default_rng(0).normal(size=SHAPE)
+    draw_overlays(image, truth, {"x": truth}, ["a", "b"], tmp_path / "a.png", (3.0, 2.0, 1.0))
+    draw_overlays(
+        lying(image), lying(truth), {"x": lying(truth)}, ["a", "b"], tmp_path / "b.png", (2.0, 3.0, 1.0), direction
+    )
+    assert np.array_equal(imread(tmp_path / "a.png"), imread(tmp_path / "b.png"))
+    panels = fusion[0]
+    draw_sample(panels, NAMES, tmp_path / "c.png", "", (3.0, 2.0, 1.0))
+    turned = [dataclasses.replace(each, image=lying(each.image), label=lying(each.label)) for each in panels]
+    draw_sample(turned, NAMES, tmp_path / "d.png", "", (2.0, 3.0, 1.0), direction)
+    assert np.array_equal(imread(tmp_path / "c.png"), imread(tmp_path / "d.png"))
+
+
 def test_overlays_name_the_dice(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(pictures, "_save", lambda figure, _: written.append(figure))
@@ -111,7 +134,14 @@ def test_slices_are_those_that_show_most():
     label = np.zeros(SHAPE, np.uint8)
     label[3, 4:8, 4:8] = 2
     label[7:9] = np.arange(24) % 2  # stripes
-    assert pictures._busiest(label, pictures.AXIAL) == 7
+    assert pictures._busiest([], label, pictures.AXIAL) == 7
+    empty_there = np.zeros(SHAPE, np.float32)
+    empty_there[:8] = np.random.default_rng(0).normal(size=(8, *SHAPE[1:]))
+    label[8, ::2] = 1 - label[8, ::2]  # longer borders, where the image shows nothing
+    assert pictures._busiest([], label, pictures.AXIAL) == 8
+    assert pictures._busiest([empty_there], label, pictures.AXIAL) == 7
+    label[6] = np.arange(24) // 5  # fewer borders, but all classes
+    assert pictures._busiest([empty_there], label, pictures.AXIAL) == 6
 
 
 def test_coronal_slices_have_the_head_on_top():

@@ -311,7 +311,7 @@ def _draw_case(material: _Material, pair: Pair, seed: int, case: str, path: Path
             for name in (pair.baseline, pair.arm)
         }
         classes = [name for name in material.classes if name != MEAN]
-        draw_overlays(scan.voxels[0], truth, segmentations, classes, path, scan.spacing)
+        draw_overlays(scan.voxels[0], truth, segmentations, classes, path, scan.spacing, scan.direction)
     except (KeyError, OSError, ValueError) as error:
         return f"cannot be drawn: {str(error).splitlines()[0]}"
     return None

@@ -108,6 +108,11 @@ class Samples(Dataset):
         crops, bad = self._read(number, scans, rng.random((len(scans), 3)))
         return [self._transformed(crop) for crop in crops], bad
 
+    def scans_of(self, number: int) -> list[int]:
+        """The scans of sample `number` as they are drawn, whatever stands in for one that cannot be used."""
+        with seeded(self.stream, self.seed, number) as rng:
+            return self.scans(number, rng)
+
     def describe(self, number: int) -> str:
         """The scans of sample `number` and the first voxel (d, h, w) of each crop there, negative in its padding; as
         they are drawn, whatever stands in for a scan that cannot be used."""

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from pymic_vf.data import metaimage, nifti, nrrd
 from pymic_vf.data.h5 import read_h5
+from pymic_vf.data.orientation import LPS
 from pymic_vf.data.stored import LIBRARY_ERRORS, DamagedScanError, Stored, require_regular, stored_bytes
 from pymic_vf.errors import UserError, one_line
 
@@ -49,7 +50,7 @@ class Scan:
     voxels: np.ndarray
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     origin: tuple[float, ...] = (0.0, 0.0, 0.0)
-    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    direction: tuple[float, ...] = LPS
 
 
 def read_scan(files: Sequence[Path], channels: int | None = None) -> Scan:

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 
+from pymic_vf.data.orientation import letters
 from pymic_vf.data.scan import SUFFIXES, UnusableScanError
 from pymic_vf.sizes import Size
 
@@ -40,13 +41,7 @@ class ScanHeader:
     @property
     def orientation(self) -> str:
         """The anatomical direction in which each array axis (x, y, z) grows, such as LPS."""
-        if len(self.direction) != 9:
-            return "unknown"
-        letters = []
-        for cosines in np.reshape(self.direction, (3, 3)).T:
-            axis = int(np.argmax(np.abs(cosines)))
-            letters.append(("LR", "PA", "SI")[axis][int(cosines[axis] < 0)])
-        return "".join(letters)
+        return letters(self.direction)
 
     def same_place(self, other: ScanHeader) -> bool:
         """Whether voxels of both lie at the same places of the patient; true where one of them does not say."""

@@ -6,6 +6,7 @@ Drawn with matplotlib's objects and never through pyplot, so nothing of the call
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch as Swatch
 from scipy import ndimage
 
+from pymic_vf.data.orientation import LPS, upright, upright_spacing
 from pymic_vf.files import whole_file, written
 from pymic_vf.methods.method import Panel
 
@@ -27,37 +29,50 @@ DPI = 150
 AXIAL, CORONAL = 0, 1  # the axis that a view cuts across
 
 
-def draw_sample(panels: Sequence[Panel], class_names: Sequence[str], path: str | Path, title: str) -> None:
+def draw_sample(
+    panels: Sequence[Panel],
+    class_names: Sequence[str],
+    path: str | Path,
+    title: str,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    direction: Sequence[float] = LPS,
+) -> None:
     """One training sample, a column for each panel, in an axial and a coronal slice.
 
-    The slices are those with the longest borders between the classes, or where there are none with the most contrast.
+    The slices are those that show most of the classes, of their borders and of the images.
 
     Args:
         panels: of one shape [D, H, W].
         class_names: of the classes of the panels' labels, from 0; empty where no panel has a label.
         path: of the PNG.
         title: above all.
+        spacing: (z, y, x) in mm.
+        direction: cosines of the array's axes, see :mod:`pymic_vf.data.orientation`; what lies in another way than a
+            radiologist looks at it is turned.
 
     Raises:
         ValueError: the volumes are not of one shape.
     """
+    volumes = [volume for panel in panels for volume in (panel.image, panel.label) if volume is not None]
+    _check_shapes(**{str(number): volume for number, volume in enumerate(volumes)})
+    panels, spacing = [_upright_panel(panel, direction) for panel in panels], upright_spacing(spacing, direction)
     images = [panel.image for panel in panels if panel.image is not None]
     labels = [panel.label for panel in panels if panel.label is not None]
-    _check_shapes(**{str(number): volume for number, volume in enumerate([*images, *labels])})
     colours = ListedColormap(colormaps["viridis"](np.linspace(0, 1, max(len(class_names), 2))))
     norm = BoundaryNorm(np.arange(colours.N + 1) - 0.5, colours.N)
     window = np.percentile(np.stack(images), (0.5, 99.5))
-    figure, columns = _panels(images[0].shape, (1, 1, 1), len(panels), top=0.85, bottom=0.45)
+    figure, columns = _panels(images[0].shape, spacing, len(panels), top=0.85, bottom=0.45)
     figure.suptitle(title, x=0.01, y=0.985, ha="left", fontsize=13, color=INK, weight="bold")
     for row, axis in zip(columns, (AXIAL, CORONAL), strict=True):
-        index = _busiest(labels[0] if labels else images[0], axis)
+        index = _busiest(images, labels[0] if labels else None, axis)
         for axes, panel in zip(row, panels, strict=True):
             if panel.image is not None:
-                _grey(axes, _view(panel.image, axis, index), window)
+                _grey(axes, _view(panel.image, axis, index), window, _aspect(spacing, axis))
             if panel.label is not None:
                 alpha = 1.0 if panel.image is None else 0.55
                 view = _view(panel.label, axis, index)
-                axes.imshow(view, cmap=colours, norm=norm, alpha=alpha, interpolation="nearest", origin="upper")
+                aspect = _aspect(spacing, axis)
+                axes.imshow(view, cmap=colours, norm=norm, alpha=alpha, interpolation="nearest", aspect=aspect)
         _name_view(row[0], axis, index)
     for axes, panel in zip(columns[0], panels, strict=True):
         axes.set_title(f"{panel.title}\n{panel.formula}", fontsize=10, color=INK)
@@ -74,6 +89,7 @@ def draw_overlays(
     class_names: Sequence[str],
     path: str | Path,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    direction: Sequence[float] = LPS,
 ) -> None:
     """Segmentations beside the truth, in an axial and a coronal slice, with the Dice of the whole volume.
 
@@ -86,11 +102,15 @@ def draw_overlays(
         class_names: of the labels 1..C.
         path: of the PNG.
         spacing: (z, y, x) in mm.
+        direction: as in :func:`draw_sample`.
 
     Raises:
         ValueError: the arrays are not of one shape.
     """
     _check_shapes(image=image, truth=truth, **segmentations)
+    image, truth = upright(image, direction), upright(truth, direction)
+    segmentations = {name: upright(labels, direction) for name, labels in segmentations.items()}
+    spacing = upright_spacing(spacing, direction)
     window = _window_around(image, truth > 0)
     figure, panels = _panels(image.shape, spacing, 2 + len(segmentations), top=0.65, bottom=0.7)
     columns = {"image": np.zeros_like(truth), "ground truth": truth, **segmentations}
@@ -128,6 +148,11 @@ def _check_shapes(**volumes: np.ndarray) -> None:
         raise ValueError(f"a picture needs volumes [D, H, W] of one shape, got {shapes}")
 
 
+def _upright_panel(panel: Panel, direction: Sequence[float]) -> Panel:
+    image, label = (None if each is None else upright(each, direction) for each in (panel.image, panel.label))
+    return replace(panel, image=image, label=label)
+
+
 def _view(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     """A slice as radiologists look at it: a coronal one has the head, which is at the last z, on top."""
     return volume[index] if axis == AXIAL else volume[::-1, index]
@@ -137,13 +162,27 @@ def _aspect(spacing: Sequence[float], axis: int) -> float:
     return spacing[1 if axis == AXIAL else 0] / spacing[2]
 
 
-def _busiest(volume: np.ndarray, axis: int) -> int:
-    """The slice across `axis` with the longest borders between labels, or the largest differences of grey values."""
-    across = np.moveaxis(volume, axis, 0).astype(np.float32)
-    steps = [np.abs(np.diff(across, axis=other)) for other in (1, 2)]
-    if volume.dtype.kind == "u":
-        steps = [step > 0 for step in steps]
-    return int(np.argmax(sum(step.sum(axis=(1, 2)) for step in steps)))
+def _busiest(images: Sequence[np.ndarray], label: np.ndarray | None, axis: int) -> int:
+    """The slice across `axis` that shows most: of the classes, of their borders and of the differences of grey values,
+    each as a share of the most in any slice."""
+    shown = sum(_share(_borders(image, axis)) for image in images)
+    if label is not None:
+        across = np.moveaxis(label, axis, 0)
+        classes = np.array([len(np.unique(each)) for each in across])
+        shown = shown + _share(_borders(label, axis)) + len(images) * _share(classes)
+    return int(np.argmax(shown))
+
+
+def _borders(volume: np.ndarray, axis: int) -> np.ndarray:
+    """For each slice across `axis`, how much neighbouring voxels differ; of a label, how many do."""
+    across = np.moveaxis(volume, axis, 0)
+    of_label = volume.dtype.kind == "u"
+    steps = [np.diff(across.astype(np.float32), axis=other) for other in (1, 2)]
+    return sum((step != 0 if of_label else np.abs(step)).sum(axis=(1, 2)) for step in steps)
+
+
+def _share(values: np.ndarray) -> np.ndarray:
+    return values / max(values.max(), 1e-6)
 
 
 def _fullest(label: np.ndarray, axis: int, classes: int) -> int:
@@ -205,7 +244,7 @@ def _overlay(panel: Axes, labels: np.ndarray, colours: Sequence[str]) -> None:
 
 
 def _name_view(panel: Axes, axis: int, index: int) -> None:
-    panel.set_ylabel(f"{'axial' if axis == AXIAL else 'coronal'}, slice {index}", fontsize=9, color=PALE)
+    panel.set_ylabel(f"{'axial' if axis == AXIAL else 'coronal'} {index}", fontsize=9, color=PALE)
 
 
 def _above(panel: Axes, text: str) -> None:

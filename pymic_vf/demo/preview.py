@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pymic_vf.data.orientation import LPS
 from pymic_vf.data.samples import Samples
+from pymic_vf.data.scan import UnusableScanError
+from pymic_vf.data.scan_header import joined_header
+from pymic_vf.data.scan_list import ScanList
 from pymic_vf.demo.pictures import draw_sample
 from pymic_vf.errors import UserError
 from pymic_vf.host.agents import Pretraining, pretraining_agent
@@ -45,8 +49,25 @@ def draw_preview(config: dict[str, dict[str, Any]], number: int | None, path: Pa
     crops, sample = samples.crops(number), samples.method_sample(number)
     names = method.class_names(agent.config["network"]["in_chns"]) if sample["label"].dtype.kind == "u" else []
     answer = _answer_panels(agent, sample["image"], ckpt)
-    draw_sample([*method.panels(crops, sample), *answer], names, path, method.title)
+    spacing, direction = _geometry(samples, agent.plan.train_scans, number)
+    draw_sample([*method.panels(crops, sample), *answer], names, path, method.title, spacing, direction)
     return number
+
+
+def _geometry(samples: Samples, scans: ScanList, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Spacing (z, y, x) and direction of the first crop of a sample; 1 mm and LPS where its file has none.
+
+    A transform of the whole volume may have changed the spacing, as the size tells.
+    """
+    index = samples.scans_of(number)[0]
+    try:
+        header, size = joined_header(scans.files(index)), samples.reader.shape(index)[1:]
+    except UnusableScanError:  # another stands in for it
+        return (1.0, 1.0, 1.0), LPS
+    if header.spacing is None:
+        return (1.0, 1.0, 1.0), LPS
+    sizes = zip(header.spacing, header.size, size, strict=True)
+    return tuple(step * before / after for step, before, after in sizes), header.direction
 
 
 def _first_that_shows_much(samples: Samples) -> int:

@@ -96,4 +96,4 @@ def _draw_segmentations(out: Path, labels: int) -> None:
     for arm, text in ARMS.items():
         folder = out / "result" / "finetuning" / arm / f"labels_{labels}" / "seed_1" / "segmentations"
         results[text] = read_scan([folder / image_name]).voxels[0]
-    draw_overlays(scan.voxels[0], truth, results, ORGANS, out / "segmentations.png", scan.spacing)
+    draw_overlays(scan.voxels[0], truth, results, ORGANS, out / "segmentations.png", scan.spacing, scan.direction)
