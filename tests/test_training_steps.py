@@ -18,7 +18,7 @@ import pymic_vf
 from pymic_vf.errors import UserError
 from pymic_vf.host.agents import pretraining_agent
 from pymic_vf.host.runs import iteration_file
-from pymic_vf.host.runs.training_steps import mean_scalars
+from pymic_vf.host.runs.scalars import mean_scalars
 
 from conftest import NETWORK, finetuning, merged, parsed, pretraining
 

@@ -51,7 +51,8 @@ COMPARE_KEYS = (
     Key("class_names", names(), "of the labels 1, 2, ...; by default the numbers", ()),
     Key("absent", one_of("scored", "left_out"), "a class that the truth of a test scan lacks: scored as pymic_eval_seg "
         "does it, or left out, for scans in which not everything was drawn", "scored"),
-    Key("keep_checkpoints", flag(), "False: a run's checkpoints go as soon as no run needs them", True),
+    Key("keep_checkpoints", flag(), "False: a run's checkpoints go as soon as no run needs them; a "
+        "pretraining that a later one needs is repeated", True),
 )  # fmt: skip
 ARM_KEYS = (
     Key("pretrain", path("a config"), "the pretraining; without it and without weights the arm starts from scratch"),

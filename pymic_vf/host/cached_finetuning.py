@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from pymic_vf.networks import network_of
+
 log = logging.getLogger(__name__)
 # of [dataset], with their former names
 KEYS = ("cache_dir", "cache_max_gib", "vf_cache_dir", "vf_cache_max_gib")
@@ -31,9 +33,9 @@ def _with_cache(stock: Callable, kind: type) -> Callable:
     @functools.wraps(stock)
     def create_dataset(agent: Any) -> None:
         asks = any(name in agent.config["dataset"] for name in KEYS)
-        net = (agent.net_dict or {}).get(str(agent.config.get("network", {}).get("net_type")))
+        is_ours = network_of(agent.config.get("network", {})) is not None
         # for others nothing more is even imported
-        if agent.stage != "train" or _is_of_ours(type(agent)) or not (asks or _is_of_ours(net)):
+        if agent.stage != "train" or _is_pretraining(agent) or not (asks or is_ours):
             stock(agent)
             return
         from pymic_vf.host import cached_sets  # needs PyMIC's registries, complete by now
@@ -57,8 +59,9 @@ def _with_cache(stock: Callable, kind: type) -> Callable:
     return create_dataset
 
 
-def _is_of_ours(kind: type | None) -> bool:
-    return getattr(kind, "__module__", "").startswith("pymic_vf.")
+def _is_pretraining(agent: Any) -> bool:
+    """Whether the agent is of ours, which make data sets of their own."""
+    return type(agent).__module__.startswith("pymic_vf.")
 
 
 def _resuming_the_stream(stock: Callable) -> Callable:

@@ -9,8 +9,10 @@ from typing import Any
 
 from pymic_vf.data.workers import killed_workers_explained
 from pymic_vf.host.processes import Processes, is_other_rank
+from pymic_vf.host.runs.scalars import Scalars
 from pymic_vf.host.runs.stop_signals import StopSignals
-from pymic_vf.host.runs.training_steps import Scalars, TrainingRun, active_run
+from pymic_vf.host.runs.training_steps import TrainingRun, active_run
+from pymic_vf.networks import network_of
 
 OPT_IN = ("resume", "checkpoint_minutes", "max_bad_steps")
 
@@ -58,7 +60,7 @@ def _run(stock: Callable, agent: Any) -> None:
         return
     from pymic_vf.host.settings.checks import check_run  # needs PyMIC's registries, complete by now
 
-    if not _is_of_ours(agent):  # which are checked with all other keys
+    if network_of(agent.config["network"]) is None:  # those of ours are checked with all other keys
         check_run(agent.config)
     agent.stop_signals = StopSignals()
     with agent.stop_signals.heard():
@@ -100,10 +102,4 @@ def is_watched(agent: Any) -> bool:
     if agent.stage != "train" or not is_supervised(agent.config):
         return False
     training = agent.config["training"]
-    return _is_of_ours(agent) or any(training.get(name) is not None for name in OPT_IN)
-
-
-def _is_of_ours(agent: Any) -> bool:
-    name = agent.config["network"].get("net_type")
-    network = agent.net_dict.get(name) if isinstance(name, str) else None  # a list is of several of PyMIC's
-    return getattr(network, "__module__", "").startswith("pymic_vf.")
+    return network_of(agent.config["network"]) is not None or any(training.get(name) is not None for name in OPT_IN)

@@ -9,16 +9,14 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import operator
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -41,6 +39,7 @@ from pymic_vf.host.runs.run_state import (
     restore_schedule,
     schedule_state,
 )
+from pymic_vf.host.runs.scalars import Scalars, from_plain, mean_scalars, to_plain
 from pymic_vf.host.runs.stop_signals import SUBMIT_AGAIN, Stopped, StopSignals
 from pymic_vf.host.settings.config_keys import RUN_KEYS
 from pymic_vf.host.weights import checkpoint
@@ -49,7 +48,6 @@ from pymic_vf.keys import Section
 log = logging.getLogger(__name__)
 MINUTES = 30  # checkpoint_minutes where resume = auto
 STOPPED = "stopped"  # what a validation returns that was not finished
-Scalars = dict[str, Any]
 
 _active: TrainingRun | None = None  # the one in PyMIC's loop, whose functions to save and load know of no agent
 
@@ -216,7 +214,7 @@ class TrainingRun:
         agent.max_val_dice, agent.max_val_it = self._state["best"]
         self.guard.in_a_row = self._state["bad_steps"]
         self.done = self._state["done"]
-        self.steps = [(_from_plain(scalars), is_bad) for scalars, is_bad in mine["steps"]]
+        self.steps = [(from_plain(scalars), is_bad) for scalars, is_bad in mine["steps"]]
         if mine["loader"]:
             self.loader.resume(mine["loader"])
         if len(ranks) != self.processes.count:  # each drew its own dropout
@@ -349,7 +347,7 @@ class TrainingRun:
             **schedule_state(agent.scheduler, agent.optimizer),
             "random": random_states(agent.device),
             "loader": self.loader.state(),
-            "steps": [[_to_plain(scalars), is_bad] for scalars, is_bad in self.steps],
+            "steps": [[to_plain(scalars), is_bad] for scalars, is_bad in self.steps],
         }
 
     def _save_if_due(self) -> None:
@@ -390,28 +388,3 @@ class TrainingRun:
         if self.processes.is_rank_zero:
             self.folder.save_resume(content)
         self._saved_at = time.monotonic()
-
-
-def mean_scalars(steps: Sequence[tuple[Scalars, bool]]) -> Scalars:
-    """What PyMIC's ``training()`` makes of the iterations of a block, by the same sums in the same order.
-
-    Args:
-        steps: PyMIC's scalars of each iteration, and whether its step was left out: such count for nothing, unless
-            there are no others.
-    """
-    each = [scalars for scalars, is_bad in steps if not is_bad] or [scalars for scalars, _ in steps]
-    mean = {name: functools.reduce(operator.add, (scalars[name] for scalars in each), 0) for name in each[0]}
-    mean["loss"] /= len(each)
-    if "class_dice" in mean:
-        mean["class_dice"] = np.asarray([scalars["class_dice"] for scalars in each]).mean(axis=0)
-        mean["avg_fg_dice"] = mean["class_dice"][1:].mean()
-    return mean
-
-
-def _to_plain(scalars: Scalars) -> Scalars:
-    """Arrays as tensors, the rest as numbers."""
-    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else float(v) for k, v in scalars.items()}
-
-
-def _from_plain(scalars: Scalars) -> Scalars:
-    return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in scalars.items()}
