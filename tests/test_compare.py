@@ -392,7 +392,7 @@ def test_progress_is_read_from_the_logs(folder: Path):
 
 def test_time_is_forecast_from_a_few_iterations(folder: Path):
     settings, runs = planned(labels="[2]")
-    timed = time_trainings(runs)
+    timed = time_trainings(runs, torch.get_num_threads())
     assert set(timed) == {(PRETRAINING, "VF"), (FINETUNING, "VF"), (FINETUNING, "scratch")}
     assert timed[FINETUNING, "VF"] == timed[FINETUNING, "scratch"]  # measured once
     # two pretrainings and four fine-tunings of two iterations

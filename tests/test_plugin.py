@@ -34,7 +34,6 @@ def test_every_first_import_finds_the_names(run, first: str):
 def test_without_autoload_nothing_is_there_until_imported(run):
     off = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     absent = "from pymic.net.net_dict_seg import SegNetDict; assert 'PCTNet' not in SegNetDict"
-    run("python", "-c", absent, env=off)
     done = run("python", "-c", f"{absent}\nimport pymic_vf\npymic_vf.register()\n{NAMES_ARE_THERE}", env=off)
     assert done.stdout.splitlines()[-1] == WHERE
 

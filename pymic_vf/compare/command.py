@@ -9,7 +9,7 @@ from typing import Any
 
 from pymic_vf.compare.checks import check_runs
 from pymic_vf.compare.plan import FINETUNING, Run, make_runs
-from pymic_vf.compare.pool import Pool, remove_checkpoints
+from pymic_vf.compare.pool import Pool, remove_checkpoints, threads_of
 from pymic_vf.compare.progress import begin_anew, duration, is_done, lost_pretrainings, time_left
 from pymic_vf.compare.report import write_report
 from pymic_vf.compare.settings import Settings, read_settings
@@ -73,7 +73,7 @@ def overview(settings: Settings, runs: Sequence[Run], jobs: int) -> str:
     lost = {run.name for run in lost_pretrainings(runs, settings.out)}
     left = {run.name: run for run in runs if run.name in lost or not is_done(run, settings.out)}
     lines = [f"{'to do' if run.name in left else 'done':>6}  {run.name}" for run in runs]
-    timed = time_trainings(list(left.values()))
+    timed = time_trainings(list(left.values()), threads_of(jobs))
     seconds = time_left(list(left.values()), runs, settings.out, {}, jobs, timed)
     about = "not known, since there are methods of PyMIC's own" if seconds is None else f"about {duration(seconds)}"
     trial = " (from an iteration or two of each arm; starts, validations and tests come on top)" if timed else ""

@@ -50,9 +50,8 @@ class Pool:
         self._running: list[_Job] = []
         if "forkserver" not in multiprocessing.get_all_start_methods():
             raise UserError("pymic_vf compare needs a system that can fork: Linux or macOS, or WSL on Windows")
-        threads = max(1, _cores() // jobs)
         # read when torch is imported, which the server below does once for all jobs
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(jobs)))
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOAD))
 
@@ -151,9 +150,11 @@ def remove_checkpoints(runs: Sequence[Run], settings: Settings) -> None:
                 checkpoint.unlink()
 
 
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def threads_of(jobs: int) -> int:
+    """The threads of each of so many jobs at once: the cores that this process may use, where the system tells, shared
+    between them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
 
 
 def _signal(process: BaseProcess, number: int) -> None:

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from pymic_vf.cli import read_config
 from pymic_vf.compare.checks import write_stand_in
 from pymic_vf.compare.config_text import changed
@@ -20,12 +22,17 @@ OF_ONE_RUN = (("training", "ckpt_dir"), ("training", "ckpt_init_name"), ("traini
               ("training", "random_seed"), ("dataset", "train_csv"), ("testing", "output_dir"))  # fmt: skip
 
 
-def time_trainings(runs: Sequence[Run]) -> dict[tuple[str, str], float]:
+def time_trainings(runs: Sequence[Run], threads: int) -> dict[tuple[str, str], float]:
     """Seconds of the training of each kind of run and arm; PyMIC's own pretraining methods are left out.
+
+    Args:
+        runs: to time.
+        threads: that each will have.
 
     Raises:
         UserError: what is wrong with the data or the settings, found only now.
     """
+    torch.set_num_threads(threads)
     seconds: dict[str, float | None] = {}
     found = {}
     for run in {(run.kind, run.arm): run for run in runs}.values():
