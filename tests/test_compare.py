@@ -348,11 +348,16 @@ def test_checkpoints_go_when_no_run_needs_them(folder: Path):
 
 
 def test_weights_have_one_hash_whenever_they_were_made(tmp_path: Path):
+    torch.serialization.clear_safe_globals()  # a job has no plug-in that has allowed PyMIC's numpy scalars
+
     def trained(name: str, value: float, made_at: str) -> str:
         (tmp_path / name).mkdir()
         weights = {"b": torch.tensor(value), "a": torch.full((2, 3), value, dtype=torch.bfloat16)}
-        torch.save({"model_state_dict": weights, "made_at": made_at}, tmp_path / name / "model_5.pt")
+        content = {"model_state_dict": weights, "made_at": made_at, "valid_pred": np.float64(0.5)}
+        for which in ("5", "best"):
+            torch.save(content, tmp_path / name / f"model_{which}.pt")
         (tmp_path / name / "model_latest.txt").write_text("5")
+        (tmp_path / name / "model_best.txt").write_text("3")
         return hash_of_weights(tmp_path / name)
 
     first = trained("first", 1.0, "yesterday")

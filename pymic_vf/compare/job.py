@@ -35,6 +35,7 @@ from pymic_vf.compare.plan import MODEL, PRETRAINING, SEGMENTATIONS, read_json, 
 from pymic_vf.data.scan import read_scan
 from pymic_vf.host.runs import iteration_file
 from pymic_vf.host.weights import checkpoint
+from pymic_vf.host.weights.checkpoint_file import checksum
 
 MAIN = {
     "pymic_train": "pymic.net_run.train",
@@ -232,10 +233,8 @@ def hash_of_weights(model: Path) -> str:
     for note in sorted([*model.glob("*_latest.txt"), *model.glob("*_best.txt")]):
         prefix, which = note.stem.rsplit("_", 1)
         name = f"{prefix}_best.pt" if which == "best" else f"{prefix}_{note.read_text().strip()}.pt"
-        digest.update(name.encode())
-        for key, tensor in sorted(checkpoint.load(model / name, map_location="cpu")["model_state_dict"].items()):
-            digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        weights = checkpoint.load(model / name, map_location="cpu")["model_state_dict"]
+        digest.update(f"{name} {checksum(weights)}".encode())
     return digest.hexdigest()
 
 

@@ -95,12 +95,27 @@ class Cluster:
         fresh = [run for run in ready if run.name not in jobs]
         if fresh:
             folders = [write_run(run, self.out).absolute() for run in fresh]
-            with self.executor.batch():
-                submitted = [self.executor.submit(ArrayJob(folder)) for folder in folders]
+            submitted = self._submit(folders)
             jobs |= {run.name: job for run, job in zip(fresh, submitted, strict=True)}
             self.line.say(f"{len(fresh)} runs submitted as {submitted[0].job_id.split('_')[0]}")
         write_json(self.folder / NOTE, {**known, **{name: job.job_id for name, job in jobs.items()}})
         return jobs
+
+    def _submit(self, folders: Sequence[Path]) -> list[submitit.Job]:
+        """One array of jobs.
+
+        Raises:
+            UserError: SLURM does not take them.
+        """
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with self.executor.batch():
+                return [self.executor.submit(ArrayJob(folder)) for folder in folders]
+        except FailedJobError as error:
+            raise UserError(
+                f"SLURM does not take the jobs, which are as [slurm] in the config says: {error}"
+            ) from error
 
     def _queued(self, job_id: str | None) -> submitit.Job | None:
         """A job of an earlier call that has not ended; None where there is none."""

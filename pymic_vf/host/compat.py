@@ -107,7 +107,6 @@ def let_rank_zero_log(host: ModuleType) -> None:
 
 def load_checkpoints_safely(host: ModuleType) -> None:
     """torch >= 2.6 refuses the numpy scalar in PyMIC's checkpoints: allow that type, keep the protection."""
-    allow_numpy_scalars()
     _torch_of(host).load = checkpoint.load
 
 

@@ -133,6 +133,7 @@ def _check_cost(path: Path, file: IO[bytes]) -> None:
 
 
 def _read_torch(path: Path, map_location: Any) -> Mapping[Any, Any]:
+    allow_numpy_scalars()
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except torch.OutOfMemoryError as error:

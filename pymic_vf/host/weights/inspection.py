@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from pymic_vf.host.weights.checkpoint import Checkpoint, read
-from pymic_vf.host.weights.checkpoint_file import METADATA, allow_numpy_scalars
+from pymic_vf.host.weights.checkpoint_file import METADATA
 from pymic_vf.host.weights.state_dicts import count_parameters, few, non_finite
 
 PROVENANCE = "pymic_vf"  # the entry of a checkpoint that says what made it
@@ -30,7 +30,6 @@ def inspect_file(path: Path) -> tuple[Report, Checkpoint]:
     Raises:
         UserError: it is no file of weights, or damaged, or it has code.
     """
-    allow_numpy_scalars()
     checkpoint = read(path, map_location="cpu")
     weights = checkpoint["model_state_dict"]
     made_by = _provenance(checkpoint)
