@@ -64,7 +64,7 @@ def draw_curves(curves: Mapping[str, Sequence[pd.DataFrame]], looks: Looks, valu
         axes.set_xlabel("iteration")
         axes.set_ylabel("training loss" if value == "loss" else "Dice of the crops (mean of the classes)")
         axes.set_title(title, loc="left", fontsize=11, color=INK)
-        axes.legend(frameon=False, fontsize=8)
+        _legend(figure)
         _save(figure, path)
     return drawn
 
@@ -93,7 +93,7 @@ def draw_labels(scores: pd.DataFrame, looks: Looks, unit: str, path: Path) -> No
     axes.set_xlabel("labelled scans")
     axes.set_ylabel(unit)
     axes.set_title("Mean over the test cases; a small dot is a seed", loc="left", fontsize=11, color=INK)
-    axes.legend(frameon=False, fontsize=8)
+    _legend(figure)
     _save(figure, path)
 
 
@@ -149,6 +149,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     axes.tick_params(labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure, axes
+
+
+def _legend(figure: Figure) -> None:
+    """Below the axes, where it hides no curve."""
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
 def _save(figure: Figure, path: Path) -> None:

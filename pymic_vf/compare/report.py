@@ -190,11 +190,12 @@ def _differences(material: _Material, main: str) -> list[Block]:
 def _pair_table(pairs: Sequence[Pair], caption: str) -> Table:
     several = len({pair.of_class for pair in pairs}) > 1
     head = ["arm", "against", *(["class"] if several else []), "labels", "difference", "95 % interval", "n"]
-    head += ["higher in", "by seed", "Wilcoxon p", "after Holm"]
+    numbers = list(dict.fromkeys(seed for pair in pairs for seed in pair.result.by_seed))
+    head += ["higher in", f"by seed ({', '.join(map(str, numbers))})", "Wilcoxon p", "after Holm"]
     rows = []
     for pair in pairs:
         metric, result = pair.metric, pair.result
-        seeds = ", ".join(f"{seed}: {metric.signed(mean)}" for seed, mean in result.by_seed.items())
+        seeds = ", ".join(metric.signed(result.by_seed[n]) if n in result.by_seed else "none" for n in numbers)
         rows.append(
             [
                 pair.arm, pair.baseline, *([pair.of_class] if several else []), str(pair.labels),
