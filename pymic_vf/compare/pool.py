@@ -108,10 +108,14 @@ class Pool:
         self.line.say(f"{run.name} failed: {reason.splitlines()[0]}")
 
     def _state(self) -> str:
-        done = sum(is_done(run, self.out) for run in self.runs)
-        seconds = time_left(self._possible(), self.runs, self.out, self._seconds(), self.jobs)
-        about = "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
-        return f"{done} of {len(self.runs)} done, {about}"
+        done = f"{sum(is_done(run, self.out) for run in self.runs)} of {len(self.runs)} done"
+        left = self._possible()
+        if not left:
+            return done
+        seconds = time_left(left, self.runs, self.out, self._seconds(), self.jobs)
+        if seconds is None:
+            return f"{done}, time left not known yet"
+        return f"{done}, {f'about {duration(seconds)}' if seconds >= 60 else 'under 1 min'} left"
 
     def _possible(self) -> list[Run]:
         """The runs that are to do or running, without those that failed or start from one that did."""
