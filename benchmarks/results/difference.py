@@ -24,7 +24,6 @@ if __name__ == "__main__":
     file, arm, other_file, other_arm = sys.argv[1:]
     result = compare_pairs(dice_of(file, arm), dice_of(other_file, other_arm))
     seeds = ", ".join(f"{100 * value:+.1f}" for value in result.by_seed.values())
-    print(
-        f"{arm} - {other_arm}: {100 * result.mean:+.2f} ({100 * result.low:+.2f} to {100 * result.high:+.2f}) points of"
-    )
-    print(f"Dice, seeds {seeds}; higher in {result.higher} of {result.cases} cases, Wilcoxon p {result.p:.2g}")
+    interval = f"{100 * result.low:+.2f} to {100 * result.high:+.2f}"
+    print(f"{arm} - {other_arm}: {100 * result.mean:+.2f} ({interval}) points of Dice, seeds {seeds}")
+    print(f"higher in {result.higher} of {result.cases} cases, Wilcoxon p {result.p:.2g}")
